@@ -1,0 +1,322 @@
+//! Element types: plain scalars, the block formats of GGUF files, and the packed formats our kernels read.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A plain scalar element type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum DType {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16: the upper half of a binary32.
+    BF16,
+    /// Two's complement, 64 bits.
+    I64,
+    /// Two's complement, 32 bits.
+    I32,
+    /// Unsigned, 32 bits.
+    U32,
+    /// Two's complement, 16 bits.
+    I16,
+    /// Two's complement, 8 bits.
+    I8,
+    /// Unsigned, 8 bits.
+    U8,
+    /// Truth value, one byte, 0 or 1.
+    Bool,
+}
+
+impl DType {
+    /// Every scalar type, in the order of the declaration.
+    pub const ALL: [DType; 10] = [
+        DType::F32,
+        DType::F16,
+        DType::BF16,
+        DType::I64,
+        DType::I32,
+        DType::U32,
+        DType::I16,
+        DType::I8,
+        DType::U8,
+        DType::Bool,
+    ];
+
+    /// Size of one element in bytes.
+    pub fn size(self) -> usize {
+        match self {
+            DType::I64 => 8,
+            DType::F32 | DType::I32 | DType::U32 => 4,
+            DType::F16 | DType::BF16 | DType::I16 => 2,
+            DType::I8 | DType::U8 | DType::Bool => 1,
+        }
+    }
+
+    /// Is it one of the floating-point types?
+    pub fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::F16 | DType::BF16)
+    }
+
+    /// Spelling in the text IR.
+    pub fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::BF16 => "bf16",
+            DType::I64 => "i64",
+            DType::I32 => "i32",
+            DType::U32 => "u32",
+            DType::I16 => "i16",
+            DType::I8 => "i8",
+            DType::U8 => "u8",
+            DType::Bool => "bool",
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for DType {
+    type Err = ();
+    fn from_str(s: &str) -> Result<Self, ()> {
+        DType::ALL.into_iter().find(|d| d.name() == s).ok_or(())
+    }
+}
+
+/// Block-quantized element formats of GGUF files that we execute.
+///
+/// Layouts are those of ggml (`ggml-common.h`); all integers and floats are little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum GgufType {
+    /// 32 × 4 bits, f16 scale; `w = d * (q - 8)`.
+    Q4_0,
+    /// 32 × 4 bits, f16 scale and minimum; `w = d * q + m`.
+    Q4_1,
+    /// 32 × 5 bits, f16 scale; `w = d * (q - 16)`.
+    Q5_0,
+    /// 32 × 5 bits, f16 scale and minimum; `w = d * q + m`.
+    Q5_1,
+    /// 32 × 8 bits, f16 scale; `w = d * q`.
+    Q8_0,
+    /// 256 × 4 bits in 8 groups with 6-bit scales and minima.
+    Q4K,
+    /// 256 × 5 bits in 8 groups with 6-bit scales and minima.
+    Q5K,
+    /// 256 × 6 bits in 16 groups with 8-bit scales.
+    Q6K,
+}
+
+impl GgufType {
+    /// Every block format, in the order of the declaration.
+    pub const ALL: [GgufType; 8] = [
+        GgufType::Q4_0,
+        GgufType::Q4_1,
+        GgufType::Q5_0,
+        GgufType::Q5_1,
+        GgufType::Q8_0,
+        GgufType::Q4K,
+        GgufType::Q5K,
+        GgufType::Q6K,
+    ];
+
+    /// Elements in one block, along the last axis.
+    pub fn block_len(self) -> usize {
+        match self {
+            GgufType::Q4K | GgufType::Q5K | GgufType::Q6K => 256,
+            _ => 32,
+        }
+    }
+
+    /// Bytes of one block.
+    pub fn block_bytes(self) -> usize {
+        match self {
+            GgufType::Q4_0 => 18,
+            GgufType::Q4_1 => 20,
+            GgufType::Q5_0 => 22,
+            GgufType::Q5_1 => 24,
+            GgufType::Q8_0 => 34,
+            GgufType::Q4K => 144,
+            GgufType::Q5K => 176,
+            GgufType::Q6K => 210,
+        }
+    }
+
+    /// The numeric tag in a GGUF tensor description.
+    pub fn tag(self) -> u32 {
+        match self {
+            GgufType::Q4_0 => 2,
+            GgufType::Q4_1 => 3,
+            GgufType::Q5_0 => 6,
+            GgufType::Q5_1 => 7,
+            GgufType::Q8_0 => 8,
+            GgufType::Q4K => 12,
+            GgufType::Q5K => 13,
+            GgufType::Q6K => 14,
+        }
+    }
+
+    /// Spelling in the text IR, without the `gguf.` prefix.
+    pub fn name(self) -> &'static str {
+        match self {
+            GgufType::Q4_0 => "q4_0",
+            GgufType::Q4_1 => "q4_1",
+            GgufType::Q5_0 => "q5_0",
+            GgufType::Q5_1 => "q5_1",
+            GgufType::Q8_0 => "q8_0",
+            GgufType::Q4K => "q4_k",
+            GgufType::Q5K => "q5_k",
+            GgufType::Q6K => "q6_k",
+        }
+    }
+}
+
+/// A layout that quantized kernels read: groups along k, blocks of 8 output rows interleaved by 4-byte words ("r8k4").
+///
+/// Logical matrix `[n, k]`, `n` padded to a multiple of 8 with zero rows. For row block `b`, group `g` of 32 k and word `p`
+/// the data plane holds 8 consecutive 32-bit words, one per row:
+/// * 4 bits: word `p` in 0..4, byte `j`: low nibble `q[4p + j]`, high nibble `q[16 + 4p + j]`;
+/// * 8 bits: word `p` in 0..8, byte `j`: `q[4p + j]`.
+///
+/// `q` is unsigned. The value is `scale * (q - zero)`, or `scale * q + min` when there is a minimum plane.
+/// The scale plane (and the minimum plane) is `[n / 8, k / group, 8]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Packed {
+    /// Bits per element: 4 or 8.
+    pub bits: u8,
+    /// Elements that share a scale: 16 or 32.
+    pub group: u16,
+    /// Type of scales and minima: `F16` or `F32`.
+    pub scale: DType,
+    /// Zero point, subtracted from `q`; 0 when `min` is set.
+    pub zero: u8,
+    /// Is there a plane of minima?
+    pub min: bool,
+    /// Largest `q` that occurs, an upper bound that kernels may rely on.
+    pub max: u8,
+}
+
+impl Packed {
+    /// The packed layout that holds values of a GGUF block format exactly.
+    pub fn for_gguf(t: GgufType) -> Packed {
+        let p = |bits, group, scale, zero, min, max| Packed { bits, group, scale, zero, min, max };
+        match t {
+            GgufType::Q4_0 => p(4, 32, DType::F16, 8, false, 15),
+            GgufType::Q4_1 => p(4, 32, DType::F16, 0, true, 15),
+            GgufType::Q5_0 => p(8, 32, DType::F16, 16, false, 31),
+            GgufType::Q5_1 => p(8, 32, DType::F16, 0, true, 31),
+            GgufType::Q8_0 => p(8, 32, DType::F16, 128, false, 255),
+            GgufType::Q4K => p(4, 32, DType::F32, 0, true, 15),
+            GgufType::Q5K => p(8, 32, DType::F32, 0, true, 31),
+            GgufType::Q6K => p(8, 16, DType::F32, 32, false, 63),
+        }
+    }
+
+    /// Bytes of the data plane, of one scale plane, and of the minimum plane, for an `[n, k]` matrix.
+    pub fn plane_bytes(self, n: usize, k: usize) -> [usize; 3] {
+        let n = n.next_multiple_of(8);
+        let data = n * k * self.bits as usize / 8;
+        let scale = n * (k / self.group as usize) * self.scale.size();
+        [data, scale, if self.min { scale } else { 0 }]
+    }
+}
+
+/// Element type of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Elem {
+    /// One scalar per element, row major.
+    Scalar(DType),
+    /// GGUF blocks along the last axis, row major; values are f32 after `dequant`.
+    Gguf(GgufType),
+    /// A quantized kernel layout of a matrix.
+    Packed(Packed),
+    /// A float matrix in row blocks of 8: `[n / 8, k, 8]`, `n` padded with zero rows.
+    Rows8(DType),
+}
+
+impl From<DType> for Elem {
+    fn from(d: DType) -> Elem {
+        Elem::Scalar(d)
+    }
+}
+
+impl Elem {
+    /// The scalar type, if elements are plain scalars.
+    pub fn scalar(self) -> Option<DType> {
+        match self {
+            Elem::Scalar(d) => Some(d),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Elem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Elem::Scalar(d) => write!(f, "{d}"),
+            Elem::Gguf(t) => write!(f, "gguf.{}", t.name()),
+            Elem::Rows8(d) => write!(f, "rows8.{d}"),
+            Elem::Packed(p) => {
+                write!(f, "pack.b{}g{}{}z{}", p.bits, p.group, p.scale, p.zero)?;
+                write!(f, "{}x{}", if p.min { "m" } else { "" }, p.max)
+            }
+        }
+    }
+}
+
+fn parse_packed(s: &str) -> Option<Packed> {
+    let s = s.strip_prefix('b')?;
+    let (bits, s) = s.split_once('g')?;
+    let at = s.find('f')?;
+    let (group, s) = s.split_at(at);
+    let (scale, s) = s.split_once('z')?;
+    let (zero, max) = s.split_once('x')?;
+    let (zero, min) = match zero.strip_suffix('m') {
+        Some(z) => (z, true),
+        None => (zero, false),
+    };
+    Some(Packed {
+        bits: bits.parse().ok().filter(|b| [4, 8].contains(b))?,
+        group: group.parse().ok().filter(|g| [16, 32].contains(g))?,
+        scale: scale.parse().ok()?,
+        zero: zero.parse().ok()?,
+        min,
+        max: max.parse().ok()?,
+    })
+}
+
+impl FromStr for Elem {
+    type Err = ();
+    fn from_str(s: &str) -> Result<Self, ()> {
+        if let Some(name) = s.strip_prefix("gguf.") {
+            return GgufType::ALL.into_iter().find(|t| t.name() == name).map(Elem::Gguf).ok_or(());
+        }
+        if let Some(name) = s.strip_prefix("rows8.") {
+            return name.parse().map(Elem::Rows8);
+        }
+        match s.strip_prefix("pack.") {
+            Some(p) => parse_packed(p).map(Elem::Packed).ok_or(()),
+            None => s.parse().map(Elem::Scalar),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_element_type_reads_back() {
+        let mut all: Vec<Elem> = DType::ALL.into_iter().flat_map(|d| [Elem::Scalar(d), Elem::Rows8(d)]).collect();
+        all.extend(GgufType::ALL.into_iter().flat_map(|t| [Elem::Gguf(t), Elem::Packed(Packed::for_gguf(t))]));
+        for e in all {
+            assert_eq!(e.to_string().parse(), Ok(e), "{e}");
+        }
+    }
+}
