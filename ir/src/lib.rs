@@ -1,6 +1,10 @@
 //! The intermediate representations of Marquetry.
 
+mod dim;
 mod dtype;
+pub mod loops;
+pub mod program;
 pub mod quant;
 
+pub use dim::{Dim, Proof, Sym, SymDecl, Syms};
 pub use dtype::{DType, Elem, GgufType, Packed};

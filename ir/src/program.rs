@@ -1,0 +1,98 @@
+//! The module IR: what a compiled function is made of. A straight line of kernel launches over planned buffers.
+
+use crate::loops::Kernel;
+use crate::{DType, Dim, Elem, Syms};
+
+/// A kernel of the program, by position in [`Program::kernels`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KernelId(pub u32);
+
+/// A buffer of the program, by position in [`Program::buffers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BufferId(pub u32);
+
+/// Where the bytes of a program buffer come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Given by the caller under this name, read only.
+    Input(String),
+    /// Handed to the caller under this name.
+    Output(String),
+    /// A state component, persistent between steps: position in [`Program::states`].
+    State(u32),
+    /// A plane of a packed weight: position in [`Program::weights`] and byte offset in it.
+    Weight(u32, u64),
+    /// The arena, at a byte offset that holds for every admissible size.
+    Arena(u64),
+}
+
+/// A buffer of the program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// Name in the text IR, unique in the program.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Extent of each axis.
+    pub shape: Vec<Dim>,
+    /// Where it lives.
+    pub place: Place,
+}
+
+/// A weight as kernels read it: the rows of one or more model parameters, packed into one layout.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Weight {
+    /// Parameters whose rows are joined in order. With `interleave`, block `i` of `interleave` rows is taken from each in turn.
+    pub sources: Vec<String>,
+    /// Rows per turn when sources are interleaved; 0 joins them one after the other.
+    pub interleave: u32,
+    /// Element type of every source, as the model file has it.
+    pub from: Elem,
+    /// Layout that the kernels read.
+    pub elem: Elem,
+    /// Logical shape after joining; two axes `[n, k]` for matrices, one for vectors.
+    pub shape: Vec<usize>,
+}
+
+/// A persistent tensor, e.g. the keys of one layer's cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Name, e.g. `kv.3.k`.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Extent of each axis.
+    pub shape: Vec<Dim>,
+}
+
+/// One kernel call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// The kernel.
+    pub kernel: KernelId,
+    /// One buffer per kernel argument.
+    pub args: Vec<BufferId>,
+    /// All earlier launches must have finished on every thread before this one starts.
+    pub sync: bool,
+}
+
+/// A compiled function before code generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Name of the function.
+    pub name: String,
+    /// Run-time sizes, with the bounds this program is valid for.
+    pub syms: Syms,
+    /// Packed weights.
+    pub weights: Vec<Weight>,
+    /// Persistent tensors.
+    pub states: Vec<State>,
+    /// Buffers.
+    pub buffers: Vec<Buffer>,
+    /// Kernels.
+    pub kernels: Vec<Kernel>,
+    /// The calls, in order.
+    pub launches: Vec<Launch>,
+    /// Bytes of the arena.
+    pub arena_bytes: u64,
+}
