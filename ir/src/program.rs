@@ -96,3 +96,14 @@ pub struct Program {
     /// Bytes of the arena.
     pub arena_bytes: u64,
 }
+
+/// The calling convention of compiled kernels, shared by every CPU backend and the runtime.
+///
+/// * `args`: one pointer per kernel argument, in order, each valid for the whole buffer and aligned to 16 bytes or more;
+/// * `sizes`: the values of the program's symbols, in declaration order;
+/// * `begin..end`: the iterations of the parallel loop to run; ignored by kernels without one.
+///
+/// # Safety
+/// Pointers must be valid for the declared shapes at these sizes, `In` buffers must not be written meanwhile, and ranges run
+/// at the same time must not overlap.
+pub type KernelFn = unsafe extern "C" fn(args: *const *mut u8, sizes: *const i64, begin: i64, end: i64);
