@@ -238,6 +238,9 @@ pub enum Elem {
     Packed(Packed),
     /// A float matrix in row blocks of 8: `[n / 8, k, 8]`, `n` padded with zero rows.
     Rows8(DType),
+    /// Activations `[n, k]` quantized to 8 bits in groups of 32 along k, as three planes: words of four signed bytes
+    /// `u32[n, k / 4]`, scales `f32[n, k / 32]`, and `f32[n, k / 16]` holding scale × sum of 16 quantized values.
+    Act8,
 }
 
 impl From<DType> for Elem {
@@ -262,6 +265,7 @@ impl fmt::Display for Elem {
             Elem::Scalar(d) => write!(f, "{d}"),
             Elem::Gguf(t) => write!(f, "gguf.{}", t.name()),
             Elem::Rows8(d) => write!(f, "rows8.{d}"),
+            Elem::Act8 => f.write_str("act8"),
             Elem::Packed(p) => {
                 write!(f, "pack.b{}g{}{}z{}", p.bits, p.group, p.scale, p.zero)?;
                 write!(f, "{}x{}", if p.min { "m" } else { "" }, p.max)
@@ -297,6 +301,9 @@ impl FromStr for Elem {
         if let Some(name) = s.strip_prefix("gguf.") {
             return GgufType::ALL.into_iter().find(|t| t.name() == name).map(Elem::Gguf).ok_or(());
         }
+        if s == "act8" {
+            return Ok(Elem::Act8);
+        }
         if let Some(name) = s.strip_prefix("rows8.") {
             return name.parse().map(Elem::Rows8);
         }
@@ -315,6 +322,7 @@ mod tests {
     fn every_element_type_reads_back() {
         let mut all: Vec<Elem> = DType::ALL.into_iter().flat_map(|d| [Elem::Scalar(d), Elem::Rows8(d)]).collect();
         all.extend(GgufType::ALL.into_iter().flat_map(|t| [Elem::Gguf(t), Elem::Packed(Packed::for_gguf(t))]));
+        all.push(Elem::Act8);
         for e in all {
             assert_eq!(e.to_string().parse(), Ok(e), "{e}");
         }

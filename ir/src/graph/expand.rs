@@ -1,0 +1,216 @@
+//! Expansions of high-level operators into smaller ones: their definition for the interpreter, the rules and the lowering.
+
+use super::build::Built;
+use super::{Attr, Builder, Op, Ty, TypeError, Value};
+use crate::{DType, Dim};
+
+/// Adds the expansion of an operator applied to operands and gives its result.
+pub type Expand = fn(&mut Builder<'_>, &[Value], &[Attr]) -> Built;
+
+/// `x / (1 + e^-x)`
+pub fn silu(b: &mut Builder<'_>, x: &[Value], _: &[Attr]) -> Built {
+    let n = b.un(Op::Neg, x[0])?;
+    let e = b.un(Op::Exp, n)?;
+    let d = b.with(Op::Add, e, 1.0)?;
+    b.bin(Op::Div, x[0], d)
+}
+
+/// `x/2 (1 + erf(x/√2))`, or `x/2 (1 + tanh(√(2/π)(x + 0.044715 x³)))`
+pub fn gelu(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
+    let x = x[0];
+    let inner = if a[0].as_bool() {
+        let x2 = b.bin(Op::Mul, x, x)?;
+        let x3 = b.bin(Op::Mul, x2, x)?;
+        let c = b.with(Op::Mul, x3, 0.044715)?;
+        let s = b.bin(Op::Add, x, c)?;
+        let s = b.with(Op::Mul, s, 0.797_884_6)?;
+        b.un(Op::Tanh, s)?
+    } else {
+        let s = b.with(Op::Mul, x, std::f32::consts::FRAC_1_SQRT_2)?;
+        b.un(Op::Erf, s)?
+    };
+    let one = b.with(Op::Add, inner, 1.0)?;
+    let half = b.with(Op::Mul, x, 0.5)?;
+    b.bin(Op::Mul, half, one)
+}
+
+/// `silu(g) * u`
+pub fn swiglu(b: &mut Builder<'_>, x: &[Value], _: &[Attr]) -> Built {
+    let g = b.un(Op::Silu, x[0])?;
+    b.bin(Op::Mul, g, x[1])
+}
+
+/// `gelu(g) * u`
+pub fn geglu(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
+    let g = b.emit(Op::Gelu, &x[..1], a.to_vec())?;
+    b.bin(Op::Mul, g, x[1])
+}
+
+/// `tanh(x / cap) * cap`
+pub fn softcap(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
+    let d = b.with(Op::Div, x[0], a[0].as_f32())?;
+    let t = b.un(Op::Tanh, d)?;
+    b.with(Op::Mul, t, a[0].as_f32())
+}
+
+fn last(b: &Builder<'_>, x: Value) -> Result<f32, TypeError> {
+    let shape = b.shape(x);
+    let k = shape.last().and_then(Dim::as_const);
+    k.map(|k| k as f32).ok_or_else(|| TypeError { code: "E0216", message: "the last axis must have a constant extent".into() })
+}
+
+/// `x * rsqrt(sum(x²)/k + eps) * w`
+pub fn rms_norm(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
+    let k = last(b, x[0])?;
+    let sq = b.bin(Op::Mul, x[0], x[0])?;
+    let sum = b.un(Op::ReduceSum, sq)?;
+    let mean = b.with(Op::Mul, sum, 1.0 / k)?;
+    let eps = b.with(Op::Add, mean, a[0].as_f32())?;
+    let r = b.un(Op::Rsqrt, eps)?;
+    let n = b.bin(Op::Mul, x[0], r)?;
+    let mut shape = vec![Dim::from(1); b.shape(x[0]).len()];
+    if let (Some(d), Some(k)) = (shape.last_mut(), b.shape(x[1]).pop()) {
+        *d = k;
+    }
+    let w = b.reshape(x[1], shape)?;
+    b.bin(Op::Mul, n, w)
+}
+
+/// `e^(x - max) / sum(e^(x - max))`
+pub fn softmax(b: &mut Builder<'_>, x: &[Value], _: &[Attr]) -> Built {
+    let m = b.un(Op::ReduceMax, x[0])?;
+    let d = b.bin(Op::Sub, x[0], m)?;
+    let e = b.un(Op::Exp, d)?;
+    let s = b.un(Op::ReduceSum, e)?;
+    b.bin(Op::Div, e, s)
+}
+
+/// `rope_apply(x, rope_table(pos))`
+pub fn rope(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
+    let table = b.emit(Op::RopeTable, &x[1..], a[..2].to_vec())?;
+    b.emit(Op::RopeApply, &[x[0], table], vec![a[2].clone()])
+}
+
+/// Cosines and sines of `pos * inv_freq`, side by side.
+pub fn rope_table(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
+    let n = b.shape(x[0])[0].clone();
+    let r = a[0].as_floats().len();
+    let freq = b.emit(Op::Table, &[], vec![a[0].clone()])?;
+    let freq = b.reshape(freq, vec![1.into(), r.into()])?;
+    let pos = b.emit(Op::Cast, x, vec![Attr::DType(DType::F32)])?;
+    let pos = b.reshape(pos, vec![n, 1.into()])?;
+    let angle = b.bin(Op::Mul, pos, freq)?;
+    let mut halves = [b.un(Op::Cos, angle)?, b.un(Op::Sin, angle)?];
+    if a[1].as_f32() != 1.0 {
+        for h in &mut halves {
+            *h = b.with(Op::Mul, *h, a[1].as_f32())?;
+        }
+    }
+    b.concat(&halves, 1)
+}
+
+/// Rotation of feature pairs: `(i, i + r/2)`, or `(2i, 2i + 1)` when interleaved.
+pub fn rope_apply(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
+    let (shape, n) = (b.shape(x[0]), b.shape(x[1])[0].clone());
+    let r = last(b, x[1])? as usize;
+    let dim = last(b, x[0])? as usize;
+    let half = r / 2;
+    let mut cs = [b.slice(x[1], 1, 0, half)?, b.slice(x[1], 1, half, half)?];
+    let interleaved = a[0].as_bool();
+    let axis = if interleaved { 3 } else { 2 };
+    let mut table_shape = vec![n, 1.into(), half.into()];
+    let rotary = if r == dim { x[0] } else { b.slice(x[0], 2, 0, r)? };
+    let mut pair = [rotary, rotary];
+    if interleaved {
+        table_shape.push(1.into());
+        let paired = b.reshape(rotary, vec![shape[0].clone(), shape[1].clone(), half.into(), 2.into()])?;
+        pair = [b.slice(paired, 3, 0, 1)?, b.slice(paired, 3, 1, 1)?];
+    } else {
+        pair = [b.slice(pair[0], 2, 0, half)?, b.slice(pair[1], 2, half, half)?];
+    }
+    for c in &mut cs {
+        *c = b.reshape(*c, table_shape.clone())?;
+    }
+    let ([p, q], [c, s]) = (pair, cs);
+    let (pc, qs) = (b.bin(Op::Mul, p, c)?, b.bin(Op::Mul, q, s)?);
+    let (qc, ps) = (b.bin(Op::Mul, q, c)?, b.bin(Op::Mul, p, s)?);
+    let mut parts = vec![b.bin(Op::Sub, pc, qs)?, b.bin(Op::Add, qc, ps)?];
+    if interleaved {
+        let joined = b.concat(&parts, axis)?;
+        parts = vec![b.reshape(joined, vec![shape[0].clone(), shape[1].clone(), r.into()])?];
+    }
+    if r < dim {
+        parts.push(b.slice(x[0], 2, r, dim - r)?);
+    }
+    if parts.len() == 1 { Ok(parts[0]) } else { b.concat(&parts, 2) }
+}
+
+/// Attention over gathered keys and values, with a mask from positions.
+pub fn attend(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
+    let [q, state, pos, seq, pages] = x else {
+        return Err(TypeError { code: "E0214", message: "`attend` takes five operands".into() });
+    };
+    let Ty::Kv(kv) = b.func.ty(*state).clone() else {
+        return Err(TypeError { code: "E0201", message: "cache must be a state".into() });
+    };
+    let (scale, window, cap, page) = (a[0].as_f32(), a[1].as_int(), a[2].as_f32(), a[3].as_int());
+    let q_shape = b.shape(*q);
+    let n = q_shape[0].clone();
+    let hq = q_shape[1].as_const().unwrap_or(0);
+    let group = hq / kv.heads.max(1) as i64;
+    let table = b.shape(*pages);
+    let (s, m) = (table[0].clone(), table[1].clone());
+    let ctx = m.clone() * page.into();
+    let i32s = |b: &mut Builder<'_>, v: i64| {
+        b.emit(Op::Const, &[], vec![Attr::float(v as f32), Attr::Shape(vec![]), Attr::DType(DType::I32)])
+    };
+    // Slot of each position of each sequence.
+    let first = b.reshape(*pages, vec![s.clone(), m, 1.into()])?;
+    let size = i32s(b, page)?;
+    let first = b.bin(Op::Mul, first, size)?;
+    let within = vec![Attr::Int(2), Attr::Shape(vec![1.into(), 1.into(), page.into()]), Attr::DType(DType::I32)];
+    let within = b.emit(Op::Iota, &[], within)?;
+    let slots = b.bin(Op::Add, first, within)?;
+    let slots = b.reshape(slots, vec![s, ctx.clone()])?;
+    let slots = b.bin(Op::Gather, slots, *seq)?;
+    let mut gathered = [*q, *q];
+    for (which, g) in gathered.iter_mut().enumerate() {
+        let all = b.emit(Op::KvRead, &[*state], vec![Attr::Int(which as i64)])?;
+        let rows = b.bin(Op::Gather, all, slots)?;
+        let shape = vec![n.clone(), ctx.clone(), kv.heads.into(), 1.into(), kv.dim.into()];
+        *g = b.reshape(rows, shape)?;
+    }
+    // Scores [n, ctx, kv heads, group, 1].
+    let q5 = b.reshape(*q, vec![n.clone(), 1.into(), kv.heads.into(), group.into(), kv.dim.into()])?;
+    let products = b.bin(Op::Mul, q5, gathered[0])?;
+    let scores = b.un(Op::ReduceSum, products)?;
+    let mut scores = b.with(Op::Mul, scores, scale)?;
+    if cap > 0.0 {
+        scores = b.emit(Op::Softcap, &[scores], vec![Attr::float(cap)])?;
+    }
+    let one = Dim::from(1);
+    let j_shape = vec![one.clone(), ctx, one.clone(), one.clone(), one.clone()];
+    let j = b.emit(Op::Iota, &[], vec![Attr::Int(1), Attr::Shape(j_shape), Attr::DType(DType::I32)])?;
+    let p = b.reshape(*pos, vec![n, one.clone(), one.clone(), one.clone(), one])?;
+    let mut seen = b.bin(Op::Le, j, p)?;
+    if window > 0 {
+        let w = i32s(b, window)?;
+        let lo = b.bin(Op::Sub, p, w)?;
+        let inside = b.bin(Op::Lt, lo, j)?;
+        seen = b.bin(Op::And, seen, inside)?;
+    }
+    let masked = b.scalar(f32::NEG_INFINITY)?;
+    let scores = b.emit(Op::Select, &[seen, scores, masked], vec![])?;
+    // Softmax over positions, which go last.
+    let perm = |p: [i64; 5]| vec![Attr::Ints(p.to_vec())];
+    let last = b.emit(Op::Permute, &[scores], perm([0, 2, 3, 4, 1]))?;
+    let weights = b.un(Op::Softmax, last)?;
+    // A slot that is not seen may hold anything, even NaN, and must not be multiplied.
+    let seen = b.emit(Op::Permute, &[seen], perm([0, 2, 3, 4, 1]))?;
+    let v = b.emit(Op::Permute, &[gathered[1]], perm([0, 2, 3, 4, 1]))?;
+    let zero = b.scalar(0.0)?;
+    let v = b.emit(Op::Select, &[seen, v, zero], vec![])?;
+    let products = b.bin(Op::Mul, weights, v)?;
+    let out = b.un(Op::ReduceSum, products)?;
+    b.reshape(out, q_shape)
+}
