@@ -5,6 +5,7 @@ mod dtype;
 pub mod loops;
 pub mod program;
 pub mod quant;
+pub mod text;
 
 pub use dim::{Dim, Proof, Sym, SymDecl, Syms};
 pub use dtype::{DType, Elem, GgufType, Packed};
