@@ -2,6 +2,7 @@
 
 mod dim;
 mod dtype;
+pub mod graph;
 pub mod loops;
 pub mod program;
 pub mod quant;

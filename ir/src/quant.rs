@@ -1,1 +1,244 @@
-//! Reference decoding of GGUF blocks: the definition that `dequant`, packing and the interpreter share.
+//! Exact decoding of the GGUF block formats.
+//!
+//! [`decode_block`] splits a block into unsigned integers, scales and minima in the terms of [`Packed::for_gguf`];
+//! [`dequantize_block`] and [`dequantize`] turn blocks into f32. Results equal ggml's bit for bit: each product and each sum is
+//! rounded to f32 once, in ggml's order, and nothing is contracted into a fused multiply-add.
+
+use half::f16;
+
+use crate::{GgufType, Packed};
+
+/// Why a run of blocks cannot be dequantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QuantError {
+    /// The byte length is not that of a whole number of blocks.
+    #[error("{bytes} bytes are not a whole number of {} blocks of {} bytes", .format.name(), .format.block_bytes())]
+    Ragged {
+        /// Block format.
+        format: GgufType,
+        /// Bytes given.
+        bytes: usize,
+    },
+    /// The output has another length than the blocks hold.
+    #[error("{} blocks hold {held} elements, the output has room for {room}", .format.name())]
+    Length {
+        /// Block format.
+        format: GgufType,
+        /// Elements in the blocks.
+        held: usize,
+        /// Elements in the output.
+        room: usize,
+    },
+}
+
+fn half(bytes: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+/// Splits nibbles: the low ones fill the first half of `q`, the high ones the second half.
+fn nibbles(packed: &[u8], q: &mut [u8]) {
+    let (low, high) = q.split_at_mut(packed.len());
+    for ((&byte, low), high) in packed.iter().zip(low).zip(high) {
+        *low = byte & 15;
+        *high = byte >> 4;
+    }
+}
+
+/// Adds bit `j` of `bits` as the fifth bit of `q[j]`.
+fn fifth_bits(bits: &[u8], q: &mut [u8]) {
+    for (&byte, q) in bits.iter().zip(q.chunks_exact_mut(8)) {
+        for (j, q) in q.iter_mut().enumerate() {
+            *q |= (byte >> j & 1) << 4;
+        }
+    }
+}
+
+/// The eight 6-bit scales and minima of a K block, and their products with the block's two f16 factors.
+fn k_scales(block: &[u8], scale: &mut [f32], min: &mut [f32]) {
+    let (d, dmin, s) = (half(block, 0), half(block, 2), &block[4..16]);
+    for j in 0..8 {
+        let (sc, m) = match j {
+            0..4 => (s[j] & 63, s[j + 4] & 63),
+            _ => (s[j + 4] & 15 | s[j - 4] >> 6 << 4, s[j + 4] >> 4 | s[j] >> 6 << 4),
+        };
+        scale[j] = d * f32::from(sc);
+        min[j] = -(dmin * f32::from(m));
+    }
+}
+
+/// Splits one block into integers, scales and minima, in the order of the elements.
+///
+/// With `p = Packed::for_gguf(t)` and `n = t.block_len()`: `block` has `t.block_bytes()` bytes, `q` takes `n` integers in
+/// `0..=p.max`, `scale` takes `n / p.group` factors, and `min` as many minima if `p.min`, else nothing (it may be empty). The
+/// value of element `i` of group `g` is `scale[g] * (q[i] - p.zero)`, or `scale[g] * q[i] + min[g]`, as ggml computes it.
+///
+/// # Panics
+/// If a slice is shorter than stated.
+pub fn decode_block(t: GgufType, block: &[u8], q: &mut [u8], scale: &mut [f32], min: &mut [f32]) {
+    let block = &block[..t.block_bytes()];
+    let q = &mut q[..t.block_len()];
+    match t {
+        GgufType::Q4_0 => {
+            scale[0] = half(block, 0);
+            nibbles(&block[2..], q);
+        }
+        GgufType::Q4_1 => {
+            (scale[0], min[0]) = (half(block, 0), half(block, 2));
+            nibbles(&block[4..], q);
+        }
+        GgufType::Q5_0 => {
+            scale[0] = half(block, 0);
+            nibbles(&block[6..], q);
+            fifth_bits(&block[2..6], q);
+        }
+        GgufType::Q5_1 => {
+            (scale[0], min[0]) = (half(block, 0), half(block, 2));
+            nibbles(&block[8..], q);
+            fifth_bits(&block[4..8], q);
+        }
+        GgufType::Q8_0 => {
+            scale[0] = half(block, 0);
+            for (q, &byte) in q.iter_mut().zip(&block[2..]) {
+                *q = byte ^ 0x80;
+            }
+        }
+        GgufType::Q4K => {
+            k_scales(block, scale, min);
+            for (packed, q) in block[16..].chunks_exact(32).zip(q.chunks_exact_mut(64)) {
+                nibbles(packed, q);
+            }
+        }
+        GgufType::Q5K => {
+            k_scales(block, scale, min);
+            let high = &block[16..48];
+            for (i, (packed, q)) in block[48..].chunks_exact(32).zip(q.chunks_exact_mut(64)).enumerate() {
+                nibbles(packed, q);
+                let (first, second) = q.split_at_mut(32);
+                for ((&byte, first), second) in high.iter().zip(first).zip(second) {
+                    *first |= (byte >> (2 * i) & 1) << 4;
+                    *second |= (byte >> (2 * i + 1) & 1) << 4;
+                }
+            }
+        }
+        GgufType::Q6K => {
+            let d = half(block, 208);
+            for (scale, &s) in scale[..16].iter_mut().zip(&block[192..208]) {
+                *scale = d * f32::from(s as i8);
+            }
+            let halves = block[..128].chunks_exact(64).zip(block[128..192].chunks_exact(32));
+            for ((low, high), q) in halves.zip(q.chunks_exact_mut(128)) {
+                nibbles(low, q);
+                for (part, q) in q.chunks_exact_mut(32).enumerate() {
+                    for (&byte, q) in high.iter().zip(q) {
+                        *q |= (byte >> (2 * part) & 3) << 4;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Values of one block: `t.block_bytes()` bytes to `t.block_len()` f32, equal to ggml's bit for bit.
+///
+/// # Panics
+/// If a slice is shorter than stated.
+pub fn dequantize_block(t: GgufType, block: &[u8], out: &mut [f32]) {
+    let (mut q, mut scale, mut min) = ([0u8; 256], [0f32; 16], [0f32; 16]);
+    decode_block(t, block, &mut q, &mut scale, &mut min);
+    let p = Packed::for_gguf(t);
+    let group = usize::from(p.group);
+    let out = &mut out[..t.block_len()];
+    for (g, (out, q)) in out.chunks_exact_mut(group).zip(q.chunks_exact(group)).enumerate() {
+        for (out, &q) in out.iter_mut().zip(q) {
+            *out = match p.min {
+                true => scale[g] * f32::from(q) + min[g],
+                false => scale[g] * (f32::from(q) - f32::from(p.zero)),
+            };
+        }
+    }
+}
+
+/// Values of a run of blocks, such as a row of a matrix or a whole tensor.
+///
+/// # Errors
+/// If `bytes` is not a whole number of blocks, or `out` has not exactly their number of elements.
+pub fn dequantize(t: GgufType, bytes: &[u8], out: &mut [f32]) -> Result<(), QuantError> {
+    let blocks = bytes.chunks_exact(t.block_bytes());
+    if !blocks.remainder().is_empty() {
+        return Err(QuantError::Ragged { format: t, bytes: bytes.len() });
+    }
+    let held = blocks.len() * t.block_len();
+    if held != out.len() {
+        return Err(QuantError::Length { format: t, held, room: out.len() });
+    }
+    for (block, out) in blocks.zip(out.chunks_exact_mut(t.block_len())) {
+        dequantize_block(t, block, out);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    macro_rules! case {
+        ($t:expr, $name:literal) => {
+            (
+                $t,
+                include_bytes!(concat!("../../tests/oracles/quantization/", $name, ".raw")).as_slice(),
+                include_bytes!(concat!("../../tests/oracles/quantization/", $name, ".f32")).as_slice(),
+            )
+        };
+    }
+
+    /// Random blocks and their values by PyPI's gguf 0.19.
+    fn cases() -> [(GgufType, &'static [u8], &'static [u8]); 8] {
+        [
+            case!(GgufType::Q4_0, "q4_0"),
+            case!(GgufType::Q4_1, "q4_1"),
+            case!(GgufType::Q5_0, "q5_0"),
+            case!(GgufType::Q5_1, "q5_1"),
+            case!(GgufType::Q8_0, "q8_0"),
+            case!(GgufType::Q4K, "q4_k"),
+            case!(GgufType::Q5K, "q5_k"),
+            case!(GgufType::Q6K, "q6_k"),
+        ]
+    }
+
+    #[test]
+    fn dequantizes_like_the_reference_bit_for_bit() {
+        for (t, raw, expected) in cases() {
+            let expected: Vec<u32> =
+                expected.chunks_exact(4).map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect();
+            let mut out = vec![0f32; expected.len()];
+            dequantize(t, raw, &mut out).unwrap();
+            assert!(expected.len() >= 96);
+            for (i, (out, expected)) in out.iter().zip(expected).enumerate() {
+                assert_eq!(out.to_bits(), expected, "{} element {i}: {out}", t.name());
+            }
+        }
+    }
+
+    #[test]
+    fn integers_stay_within_the_declared_bound() {
+        for (t, raw, _) in cases() {
+            let p = Packed::for_gguf(t);
+            let mut seen = 0;
+            for block in raw.chunks_exact(t.block_bytes()) {
+                let (mut q, groups) = (vec![0; t.block_len()], t.block_len() / usize::from(p.group));
+                let (mut scale, mut min) = (vec![0.0; groups], vec![0.0; if p.min { groups } else { 0 }]);
+                decode_block(t, block, &mut q, &mut scale, &mut min);
+                seen = seen.max(q.into_iter().max().unwrap());
+            }
+            assert!(seen <= p.max && seen > p.max / 4 * 3, "{}: {seen}", t.name());
+        }
+    }
+
+    #[test]
+    fn lengths_are_checked() {
+        let t = GgufType::Q4_0;
+        assert_eq!(dequantize(t, &[0; 17], &mut [0.0; 32]), Err(QuantError::Ragged { format: t, bytes: 17 }));
+        let err = dequantize(t, &[0; 36], &mut [0.0; 32]).unwrap_err();
+        assert_eq!(err.to_string(), "q4_0 blocks hold 64 elements, the output has room for 32");
+    }
+}

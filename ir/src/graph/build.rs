@@ -39,11 +39,17 @@ impl<'s> Builder<'s> {
         let arity = if op.is_variadic() { operands.len().max(info.operands.len()) } else { info.operands.len() };
         if operands.len() != arity || attrs.len() != info.attrs.len() {
             let (a, b) = (operands.len(), attrs.len());
-            return Err(TypeError { code: "E0214", message: format!("`{}` with {a} operands, {b} attributes", op.name()) });
+            return Err(TypeError {
+                code: "E0214",
+                message: format!("`{}` with {a} operands, {b} attributes", op.name()),
+            });
         }
         if let Some((i, (name, kind))) = info.attrs.iter().enumerate().find(|(i, (_, k))| attrs[*i].kind() != *k) {
             let got = attrs[i].kind();
-            return Err(TypeError { code: "E0206", message: format!("attribute `{name}` must be {kind:?}, is {got:?}") });
+            return Err(TypeError {
+                code: "E0206",
+                message: format!("attribute `{name}` must be {kind:?}, is {got:?}"),
+            });
         }
         let tys: Vec<&Ty> = operands.iter().map(|v| self.func.ty(*v)).collect();
         let ty = (info.infer)(self.syms, &tys, &attrs)?;
@@ -121,7 +127,8 @@ pub fn rebuild<'s>(
         map[v.0 as usize] = Some(b.arg(name.clone(), retype(func.ty(*v))));
     }
     let get = |map: &[Option<Value>], v: &Value| {
-        map[v.0 as usize].ok_or_else(|| TypeError { code: "E0215", message: format!("%{} is used before it is defined", v.0) })
+        map[v.0 as usize]
+            .ok_or_else(|| TypeError { code: "E0215", message: format!("%{} is used before it is defined", v.0) })
     };
     for inst in &func.insts {
         let operands = inst.operands.iter().map(|v| get(&map, v)).collect::<Result<Vec<_>, _>>()?;

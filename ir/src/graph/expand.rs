@@ -56,7 +56,8 @@ pub fn softcap(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
 fn last(b: &Builder<'_>, x: Value) -> Result<f32, TypeError> {
     let shape = b.shape(x);
     let k = shape.last().and_then(Dim::as_const);
-    k.map(|k| k as f32).ok_or_else(|| TypeError { code: "E0216", message: "the last axis must have a constant extent".into() })
+    k.map(|k| k as f32)
+        .ok_or_else(|| TypeError { code: "E0216", message: "the last axis must have a constant extent".into() })
 }
 
 /// `x * rsqrt(sum(x²)/k + eps) * w`

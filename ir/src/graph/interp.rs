@@ -542,11 +542,13 @@ pub(super) fn attend(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
 pub(super) fn by_expansion(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
     let Some(expand) = i.op.info().expand else { return bad(format!("`{}` has no expansion", i.op.name())) };
     let mut b = Builder::new(c.syms, Function::new("expansion", Kind::Graph));
-    let args: Vec<Value> = i.operands.iter().enumerate().map(|(n, v)| b.arg(n.to_string(), c.func.ty(*v).clone())).collect();
+    let args: Vec<Value> =
+        i.operands.iter().enumerate().map(|(n, v)| b.arg(n.to_string(), c.func.ty(*v).clone())).collect();
     let y = expand(&mut b, &args, &i.attrs).map_err(|e| InterpError(e.to_string()))?;
     b.func.results.push(("y".into(), y));
     let args = x.iter().map(|v| (*v).clone()).collect();
-    let mut results = run_function(&Module::default(), &b.func, c.syms, c.sizes, args, &mut HashMap::new(), &HashMap::new())?;
+    let mut results =
+        run_function(&Module::default(), &b.func, c.syms, c.sizes, args, &mut HashMap::new(), &HashMap::new())?;
     match results.pop() {
         Some(v) => Ok(v),
         None => bad(format!("{ty:?}")),
@@ -612,7 +614,10 @@ pub fn run_function(
             }
         }
     }
-    f.results.iter().map(|(n, v)| env[v.0 as usize].clone().ok_or_else(|| InterpError(format!("`{n}` has no value")))).collect()
+    f.results
+        .iter()
+        .map(|(n, v)| env[v.0 as usize].clone().ok_or_else(|| InterpError(format!("`{n}` has no value"))))
+        .collect()
 }
 
 /// Which declared state each value is a version of: calls pass the states of their operands to their results in order.

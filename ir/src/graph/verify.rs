@@ -1,0 +1,132 @@
+//! The graph verifier. It reports every violation of:
+//!
+//! 1. values are numbered in order of definition, and defined before use, once;
+//! 2. operands and attributes fit the operator table;
+//! 3. the type of each result is what the operator's rule gives;
+//! 4. `param`, `state` and `call` agree with the declarations they name; callees come before callers;
+//! 5. states are linear: each version of a state is consumed by at most one update or call.
+
+use super::{Attr, Function, Inst, Module, Op, Ty, Value};
+
+/// Every violation, each with function and operation.
+pub fn verify(m: &Module) -> Vec<String> {
+    let mut errors = vec![];
+    for (i, f) in m.functions.iter().enumerate() {
+        let mut v = Verifier { m, f, known: &m.functions[..i], errors: &mut errors };
+        v.run();
+    }
+    errors
+}
+
+struct Verifier<'a> {
+    m: &'a Module,
+    f: &'a Function,
+    known: &'a [Function],
+    errors: &'a mut Vec<String>,
+}
+
+impl Verifier<'_> {
+    fn error(&mut self, at: Option<usize>, message: String) {
+        let place = match at {
+            Some(i) => format!("op {i} (`{}`)", self.f.insts[i].op.name()),
+            None => "signature".into(),
+        };
+        self.errors.push(format!("@{} {place}: {message}", self.f.name));
+    }
+
+    fn run(&mut self) {
+        let f = self.f;
+        let mut next = 0u32;
+        for (_, v) in &f.args {
+            if v.0 != next {
+                self.error(None, format!("argument %{} where %{next} is due", v.0));
+            }
+            next += 1;
+        }
+        for (i, inst) in f.insts.iter().enumerate() {
+            for v in &inst.operands {
+                if v.0 >= next || v.0 as usize >= f.values.len() {
+                    self.error(Some(i), format!("%{} is used before it is defined", v.0));
+                    return;
+                }
+            }
+            for r in &inst.results {
+                if r.0 != next || r.0 as usize >= f.values.len() {
+                    self.error(Some(i), format!("result %{} where %{next} is due", r.0));
+                    return;
+                }
+                next += 1;
+            }
+            self.types(i, inst);
+        }
+        if next as usize != f.values.len() {
+            self.error(None, format!("{} values of which {next} are defined", f.values.len()));
+        }
+        for (name, v) in &f.results {
+            if v.0 >= next {
+                self.error(None, format!("result `{name}` is %{}, which is not defined", v.0));
+            }
+        }
+        self.linear();
+    }
+
+    fn types(&mut self, i: usize, inst: &Inst) {
+        let info = inst.op.info();
+        let kinds_fit =
+            inst.attrs.len() == info.attrs.len() && inst.attrs.iter().zip(info.attrs).all(|(a, (_, k))| a.kind() == *k);
+        let arity_fits =
+            if inst.op.is_variadic() { !inst.operands.is_empty() } else { inst.operands.len() == info.operands.len() };
+        if !kinds_fit || !(arity_fits || inst.op == Op::Call) {
+            self.error(Some(i), "operands or attributes do not fit the operator table".into());
+            return;
+        }
+        let name = inst.attrs.first().map_or("", Attr::as_str);
+        let expected: Vec<Ty> = match inst.op {
+            Op::Param | Op::State => match self.m.declared(inst.op, name) {
+                Some(t) => vec![t.clone()],
+                None => return self.error(Some(i), format!("`{name}` is not declared")),
+            },
+            Op::Call => match self.known.iter().find(|c| c.name == name) {
+                Some(c) => {
+                    let want: Vec<&Ty> = c.args.iter().map(|(_, v)| c.ty(*v)).collect();
+                    let got: Vec<&Ty> = inst.operands.iter().map(|v| self.f.ty(*v)).collect();
+                    if want != got {
+                        self.error(Some(i), format!("operands do not fit @{name}"));
+                    }
+                    c.results.iter().map(|(_, v)| c.ty(*v).clone()).collect()
+                }
+                None => return self.error(Some(i), format!("@{name} is not defined before this function")),
+            },
+            _ => {
+                let tys: Vec<&Ty> = inst.operands.iter().map(|v| self.f.ty(*v)).collect();
+                match (info.infer)(&self.m.syms, &tys, &inst.attrs) {
+                    Ok(t) => vec![t],
+                    Err(e) => return self.error(Some(i), format!("{}: {}", e.code, e.message)),
+                }
+            }
+        };
+        let got: Vec<&Ty> = inst.results.iter().map(|r| self.f.ty(*r)).collect();
+        if got.len() != expected.len() || got.iter().zip(&expected).any(|(a, b)| *a != b) {
+            let show = |t: &Ty| super::print::ty(&self.m.syms, t);
+            let (got, want): (Vec<String>, Vec<String>) =
+                (got.iter().map(|t| show(t)).collect(), expected.iter().map(show).collect());
+            self.error(Some(i), format!("typed {}, the rule gives {}", got.join(", "), want.join(", ")));
+        }
+    }
+
+    fn linear(&mut self) {
+        let f = self.f;
+        let mut consumed: Vec<Option<usize>> = vec![None; f.values.len()];
+        for (i, inst) in f.insts.iter().enumerate() {
+            if !matches!(inst.op, Op::KvAppend | Op::Call) {
+                continue;
+            }
+            let states: Vec<Value> = inst.operands.iter().copied().filter(|v| matches!(f.ty(*v), Ty::Kv(_))).collect();
+            for v in states {
+                if let Some(first) = consumed[v.0 as usize].replace(i) {
+                    self.error(Some(i), format!("state %{} was already consumed by op {first}", v.0));
+                }
+            }
+        }
+    }
+}
