@@ -1,0 +1,67 @@
+//! Modules: plain structs whose parameters are named by their field paths.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// A parameter: a shape and an identity. Its numbers come from the weight file, its storage type too.
+#[derive(Debug)]
+pub struct Param {
+    id: u64,
+    shape: Vec<usize>,
+}
+
+impl Param {
+    /// A parameter of that shape.
+    pub fn new(shape: &[usize]) -> Param {
+        Param { id: NEXT.fetch_add(1, Ordering::Relaxed), shape: shape.to_vec() }
+    }
+
+    /// Unique in the process.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Extents, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+}
+
+/// Something with parameters. Derive it: `#[derive(Module)]`.
+pub trait Module {
+    /// Calls `f` with the path and parameter of each, in declaration order. Tied parameters come more than once; the first
+    /// path is their name.
+    fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a Param));
+}
+
+/// `path.name`, or `name` at the root.
+pub fn join(path: &str, name: &str) -> String {
+    match (path.is_empty(), name.is_empty()) {
+        (true, _) => name.to_string(),
+        (_, true) => path.to_string(),
+        _ => format!("{path}.{name}"),
+    }
+}
+
+impl Module for Param {
+    fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a Param)) {
+        f(path, self);
+    }
+}
+
+impl<M: Module> Module for Vec<M> {
+    fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a Param)) {
+        for (i, m) in self.iter().enumerate() {
+            m.visit(&join(path, &i.to_string()), f);
+        }
+    }
+}
+
+impl<M: Module> Module for Option<M> {
+    fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a Param)) {
+        if let Some(m) = self {
+            m.visit(path, f);
+        }
+    }
+}

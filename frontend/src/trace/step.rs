@@ -1,0 +1,110 @@
+//! The ragged step: tokens of any number of sequences, each with its place, over a paged key/value cache.
+
+use std::cell::RefCell;
+use std::panic::Location;
+
+use marquetry_ir::graph::{Op, Value};
+use marquetry_ir::{DType, Dim};
+
+use super::{Diagnostic, Tensor, Tracer};
+
+/// Largest sizes a step is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens in one step.
+    pub tokens: usize,
+    /// Sequences in one step.
+    pub sequences: usize,
+    /// Positions of one sequence.
+    pub context: usize,
+    /// Slots of a cache page.
+    pub page: usize,
+}
+
+/// The inputs of one step. Prefill, chunked prefill, decode and batched decode are the same step at other sizes.
+#[derive(Clone)]
+pub struct Step<'t> {
+    /// Token ids, i32 `[n]`.
+    pub tokens: Tensor<'t>,
+    /// Position of each token in its sequence, i32 `[n]`.
+    pub pos: Tensor<'t>,
+    /// Sequence of each token, i32 `[n]`: a row of `pages`.
+    pub seq: Tensor<'t>,
+    /// Cache slot of each token, i32 `[n]`.
+    pub slot: Tensor<'t>,
+    /// Pages of each sequence, i32 `[s, m]`.
+    pub pages: Tensor<'t>,
+    /// Tokens whose outputs are wanted, i32 `[r]`.
+    pub rows: Tensor<'t>,
+    pub(super) slots: Dim,
+    pub(super) page: usize,
+}
+
+impl<'t> Step<'t> {
+    /// Declares the inputs of a step.
+    pub fn declare(cx: &'t Tracer, limits: Limits) -> Step<'t> {
+        let bound = |v: usize| i64::try_from(v.max(1)).unwrap_or(i64::MAX);
+        let n = cx.dim("n", 1..=bound(limits.tokens));
+        let s = cx.dim("s", 1..=bound(limits.sequences));
+        let m = cx.dim("m", 1..=bound(limits.context.div_ceil(limits.page.max(1))));
+        let r = cx.dim("r", 1..=bound(limits.tokens));
+        let pages = bound(limits.context.div_ceil(limits.page.max(1)).saturating_mul(limits.sequences));
+        let p = cx.dim("p", 1..=pages);
+        let vector = |name, d: &Dim| cx.input(name, vec![d.clone()], DType::I32);
+        Step {
+            tokens: vector("tokens", &n),
+            pos: vector("pos", &n),
+            seq: vector("seq", &n),
+            slot: vector("slot", &n),
+            pages: cx.input("pages", vec![s, m], DType::I32),
+            rows: vector("rows", &r),
+            slots: p * limits.page.into(),
+            page: limits.page,
+        }
+    }
+}
+
+/// The key/value caches of a model's layers. Updates are values underneath; the object keeps the newest of each layer.
+pub struct KvCache<'t> {
+    step: Step<'t>,
+    layers: RefCell<Vec<Option<Value>>>,
+}
+
+/// One layer's cache after its update, as attention reads it.
+#[derive(Clone)]
+pub struct Cached<'t> {
+    pub(super) step: Step<'t>,
+    pub(super) state: Option<Value>,
+}
+
+impl<'t> KvCache<'t> {
+    pub(super) fn new(step: Step<'t>, layers: Vec<Value>) -> KvCache<'t> {
+        KvCache { step, layers: RefCell::new(layers.into_iter().map(Some).collect()) }
+    }
+
+    /// The step that this cache serves.
+    pub fn step(&self) -> &Step<'t> {
+        &self.step
+    }
+
+    /// Position of each token, i32 `[n]`.
+    pub fn pos(&self) -> Tensor<'t> {
+        self.step.pos
+    }
+
+    /// Stores this step's keys and values `[n, heads, dim]` of a layer.
+    #[track_caller]
+    pub fn update(&self, layer: usize, k: Tensor<'t>, v: Tensor<'t>) -> Cached<'t> {
+        let at = Location::caller();
+        let cx = k.tracer();
+        let mut layers = self.layers.borrow_mut();
+        let count = layers.len();
+        let Some(state) = layers.get_mut(layer) else {
+            let message = format!("layer {layer} of a cache with {count} layers");
+            cx.problem(Diagnostic::new("E0221", "kv_append", message, at, vec![]));
+            return Cached { step: self.step.clone(), state: None };
+        };
+        *state = cx.emit(at, Op::KvAppend, &[*state, k.value(), v.value(), self.step.slot.value()], vec![]);
+        Cached { step: self.step.clone(), state: *state }
+    }
+}
