@@ -16,8 +16,11 @@ pub(crate) enum JsonError {
     TooLarge { len: usize, limit: usize },
     ByteOrderMark,
     TooDeep { at: usize },
+    Duplicate { line: usize, column: usize, key: String },
     Syntax { line: usize, column: usize, what: String },
 }
+
+const TWICE: &str = "a key appears twice: ";
 
 impl fmt::Display for JsonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -28,6 +31,7 @@ impl fmt::Display for JsonError {
                 f.write_str("it starts with a byte order mark (1:1); save it as UTF-8 without one")
             }
             JsonError::TooDeep { at } => write!(f, "nested deeper than {MAX_DEPTH} at byte {at}"),
+            JsonError::Duplicate { line, column, key } => write!(f, "{line}:{column}: key `{key}` appears twice"),
             JsonError::Syntax { line, column, what } => write!(f, "{line}:{column}: {what}"),
         }
     }
@@ -82,7 +86,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
         while let Some(key) = map.next_key::<String>()? {
             if out.contains_key(&key) {
                 let key: String = key.chars().take(80).flat_map(char::escape_debug).collect();
-                return Err(de::Error::custom(format!("key `{key}` appears twice")));
+                return Err(de::Error::custom(format!("{TWICE}{key}")));
             }
             let Strict(v) = map.next_value()?;
             out.insert(key, v);
@@ -112,6 +116,12 @@ fn too_deep(text: &[u8]) -> Option<usize> {
     None
 }
 
+/// The message of a serde_json error without its position.
+pub(crate) fn message(e: &serde_json::Error) -> String {
+    let what = e.to_string();
+    what.rsplit_once(" at line ").map_or(what.as_str(), |(what, _)| what).to_owned()
+}
+
 /// Parses a text of at most `limit` bytes.
 pub(crate) fn parse(text: &[u8], limit: usize) -> Result<Value, JsonError> {
     if text.len() > limit {
@@ -129,9 +139,11 @@ pub(crate) fn parse(text: &[u8], limit: usize) -> Result<Value, JsonError> {
     match serde_json::from_slice::<Strict>(text) {
         Ok(Strict(value)) => Ok(value),
         Err(e) => {
-            let what = e.to_string();
-            let what = what.rsplit_once(" at line ").map_or(what.as_str(), |(what, _)| what).to_owned();
-            Err(JsonError::Syntax { line: e.line(), column: e.column(), what })
+            let (line, column, what) = (e.line(), e.column(), message(&e));
+            Err(match what.strip_prefix(TWICE) {
+                Some(key) => JsonError::Duplicate { line, column, key: key.to_owned() },
+                None => JsonError::Syntax { line, column, what },
+            })
         }
     }
 }

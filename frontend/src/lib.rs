@@ -18,4 +18,5 @@ mod bytes;
 pub mod config;
 pub mod gguf;
 mod json;
+pub mod safetensors;
 mod suggest;

@@ -118,7 +118,8 @@ fn row_54_and_58_not_json() {
 
 #[test]
 fn row_55_ranges() {
-    for (value, found) in [(json!("4096"), "\"4096\""), (json!(1e30), "1e30"), (json!(-1), "-1"), (json!(null), "null")]
+    for (value, found) in
+        [(json!("4096"), "\"4096\""), (json!(1e30), "1e+30"), (json!(-1), "-1"), (json!(null), "null")]
     {
         let error = refused(json!({"vocab_size": value}));
         check(&error, "CFG003", &format!("`vocab_size` must be an integer 1-4194304, is {found}"));
