@@ -3,10 +3,7 @@
 //! Everything that reads a file takes it for hostile: errors have stable codes (`GGUF012`), say where and what, and nothing in a
 //! file can make a reader panic, loop without end or allocate without bound.
 
-mod bytes;
-mod suggest;
-
-#[cfg_attr(
+#![cfg_attr(
     not(test),
     deny(
         clippy::unwrap_used,
@@ -16,4 +13,10 @@ mod suggest;
         clippy::cast_possible_truncation
     )
 )]
+
+mod bytes;
+pub mod config;
 pub mod gguf;
+mod json;
+pub mod safetensors;
+mod suggest;

@@ -1,0 +1,118 @@
+//! Model configurations: one keyed map, whatever file it came from, and one typed structure per architecture.
+//!
+//! [`ModelConfig`] holds the settings under the names of Hugging Face `config.json` files; GGUF metadata is translated into them.
+//! The typed structures ([`LlamaConfig`], [`Gemma3Config`]) check every setting they use and report all problems at once. A
+//! setting that nobody knows is an error, because it might change results.
+
+mod error;
+mod gemma3;
+mod gguf;
+mod keys;
+mod llama;
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+pub use error::ConfigError;
+pub use gemma3::Gemma3Config;
+pub use keys::RopeScaling;
+pub use llama::LlamaConfig;
+
+use crate::gguf::Gguf;
+use crate::json::{self, JsonError};
+use crate::suggest;
+
+/// A `config.json` may have this many bytes.
+const MAX_CONFIG: usize = 4 << 20;
+
+/// Published `model_type` (or GGUF architecture), and the architecture that implements it.
+pub const ARCHITECTURES: [(&str, &str); 3] = [("llama", "llama"), ("gemma3_text", "gemma3"), ("gemma3", "gemma3")];
+
+/// Which kind of file a configuration came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A `config.json`.
+    HuggingFace,
+    /// GGUF metadata.
+    Gguf,
+}
+
+/// A configuration before its settings are checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// Architecture: `llama` or `gemma3`.
+    pub arch: String,
+    /// Settings by their Hugging Face names.
+    pub values: Map<String, Value>,
+    /// Kind of file.
+    pub source: Source,
+}
+
+fn architecture(name: &str) -> Result<String, ConfigError> {
+    if let Some((_, arch)) = ARCHITECTURES.iter().find(|(alias, _)| *alias == name) {
+        return Ok((*arch).to_owned());
+    }
+    let known = ARCHITECTURES.map(|(alias, _)| alias);
+    let shown: String = name.chars().take(80).flat_map(char::escape_debug).collect();
+    let nearest = suggest::nearest_text(name, known);
+    Err(ConfigError::Architecture { arch: shown, nearest, known: known.join(", ") })
+}
+
+impl ModelConfig {
+    /// Reads the configuration of a model: a `.gguf` file, a `config.json`, or a directory with one.
+    ///
+    /// # Errors
+    /// If the file is absent or malformed, or its architecture is unknown.
+    pub fn open(path: impl AsRef<Path>) -> Result<ModelConfig, ConfigError> {
+        let path = path.as_ref();
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+            return ModelConfig::from_gguf(&Gguf::open(path)?);
+        }
+        let path = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
+        let in_file = |source: ConfigError| ConfigError::InFile { path: path.clone(), source: Box::new(source) };
+        let bytes = crate::bytes::Bytes::open(&path);
+        let bytes = bytes.map_err(|e| in_file(ConfigError::Json { what: e.to_string() }))?;
+        ModelConfig::from_json(&bytes).map_err(in_file)
+    }
+
+    /// Reads the text of a `config.json`. The text part of a multimodal model (`text_config`) is lifted to the top.
+    ///
+    /// # Errors
+    /// If it is not JSON, or its architecture is unknown.
+    pub fn from_json(text: &[u8]) -> Result<ModelConfig, ConfigError> {
+        let value = json::parse(text, MAX_CONFIG).map_err(|e| match e {
+            JsonError::TooDeep { .. } => ConfigError::Depth { what: e.to_string() },
+            e => ConfigError::Json { what: e.to_string() },
+        })?;
+        let Value::Object(mut values) = value else {
+            return Err(ConfigError::Json { what: "1:1: it is not an object".to_owned() });
+        };
+        let missing = || ConfigError::Missing { key: "model_type".to_owned() };
+        let name = values.get("model_type").and_then(Value::as_str).ok_or_else(missing)?;
+        let arch = architecture(name)?;
+        if arch == "gemma3"
+            && let Some(Value::Object(text)) = values.remove("text_config")
+        {
+            for key in
+                ["vision_config", "boi_token_index", "eoi_token_index", "image_token_index", "mm_tokens_per_image"]
+            {
+                values.remove(key);
+            }
+            values.extend(text);
+        }
+        Ok(ModelConfig { arch, values, source: Source::HuggingFace })
+    }
+
+    /// Translates the metadata of a GGUF file. Settings that have no translation keep their GGUF names.
+    ///
+    /// # Errors
+    /// If the architecture is unknown or a value has the wrong type.
+    pub fn from_gguf(file: &Gguf) -> Result<ModelConfig, ConfigError> {
+        let name = file.str("general.architecture")?;
+        let name = name.ok_or_else(|| ConfigError::Missing { key: "general.architecture".to_owned() })?;
+        let arch = architecture(name)?;
+        let values = gguf::translate(name, &arch, file)?;
+        Ok(ModelConfig { arch, values, source: Source::Gguf })
+    }
+}
