@@ -20,3 +20,15 @@ pub mod gguf;
 mod json;
 pub mod safetensors;
 mod suggest;
+
+extern crate self as marquetry_frontend;
+
+pub mod models;
+mod module;
+pub mod nn;
+mod trace;
+
+pub use marquetry_frontend_derive::Module;
+pub use marquetry_ir::{DType, Dim};
+pub use module::{Module, Param, join};
+pub use trace::{Attend, Cached, Diagnostic, Diagnostics, KvCache, Limits, Step, Tensor, Tracer, trace};

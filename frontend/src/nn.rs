@@ -94,12 +94,13 @@ impl Rope {
     /// Base `theta` over the first `dim` features of a head, with a scaling variant.
     pub fn new(dim: usize, theta: f64, scaling: &RopeScaling) -> Rope {
         let base = (0..dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim as f64));
-        let inv_freq = match *scaling {
+        let inv_freq = match scaling {
             RopeScaling::Default => base.map(|f| f as f32).collect(),
             RopeScaling::Linear { factor } => base.map(|f| (f / factor) as f32).collect(),
+            RopeScaling::Factors { factors } => base.zip(factors).map(|(f, d)| (f / d) as f32).collect(),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => base
                 .map(|f| {
-                    let turns = original_max_position_embeddings as f64 * f / (2.0 * std::f64::consts::PI);
+                    let turns = *original_max_position_embeddings as f64 * f / (2.0 * std::f64::consts::PI);
                     let smooth = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
                     ((1.0 - smooth) * f / factor + smooth * f) as f32
                 })

@@ -296,7 +296,7 @@ fn describe(cursor: &mut Cursor<'_>) -> Result<Described, GgufError> {
     let (block_len, block_bytes, format) = match elem {
         Elem::Gguf(t) => (t.block_len(), t.block_bytes(), t.name()),
         Elem::Scalar(d) => (1, d.size(), d.name()),
-        Elem::Packed(_) | Elem::Rows8(_) => (1, 0, "a packed type"),
+        Elem::Packed(_) | Elem::Rows8(_) | Elem::Act8 => (1, 0, "a packed type"),
     };
     let first = dims.first().copied().unwrap_or(1);
     let (len, bytes) = (to_u64(block_len), to_u64(block_bytes));

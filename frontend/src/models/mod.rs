@@ -47,7 +47,14 @@ pub const REGISTRY: &[(&str, TraceFn)] = &[("llama", trace_llama), ("gemma3", tr
 pub fn trace_model(config: &ModelConfig, limits: Limits) -> Result<TextModel, ModelError> {
     match REGISTRY.iter().find(|(name, _)| *name == config.arch) {
         Some((_, f)) => f(config, limits),
-        None => Err(ModelError::Config(vec![ConfigError::unknown_architecture(&config.arch)])),
+        None => {
+            let known = REGISTRY.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+            Err(ModelError::Config(vec![ConfigError::Architecture {
+                arch: config.arch.clone(),
+                nearest: String::new(),
+                known,
+            }]))
+        }
     }
 }
 

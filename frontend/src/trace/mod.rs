@@ -11,7 +11,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::panic::Location;
 
-use marquetry_ir::graph::{Attr, Builder, Decl, Function, Kind, KvTy, Loc, Module as IrModule, Op, Ty, TypeError, Value};
+use marquetry_ir::graph::{
+    Attr, Builder, Decl, Function, Kind, KvTy, Loc, Module as IrModule, Op, Ty, TypeError, Value,
+};
 use marquetry_ir::{DType, Dim, Syms};
 
 pub use diagnostic::{Diagnostic, Diagnostics};
