@@ -1,1 +1,15 @@
-//! Placeholder.
+//! Passes over the Marquetry IR.
+
+pub mod bind;
+pub mod canon;
+pub mod eqsat;
+pub mod outline;
+
+/// What a compilation may do to numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Numerics {
+    /// f32 arithmetic on dequantized weights, in an order that does not depend on the number of threads.
+    Strict,
+    /// Activations beside quantized weights may be quantized to 8 bits.
+    Fast,
+}

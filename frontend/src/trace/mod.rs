@@ -117,13 +117,15 @@ impl Tracer {
     }
 
     /// Key/value caches for `layers` layers over the slots of `step`.
+    #[track_caller]
     pub fn kv_cache<'t>(&'t self, step: &Step<'t>, layers: usize, heads: usize, dim: usize) -> KvCache<'t> {
         let ty = KvTy { slots: step.slots.clone(), heads, dim, dtype: DType::F32 };
+        let at = Location::caller();
         let first = self.layers.replace(self.layers.get() + layers);
         let values = (first..first + layers).map(|i| {
             let (name, ty) = (format!("kv.{i}"), Ty::Kv(ty.clone()));
             self.states.borrow_mut().push(Decl { name: name.clone(), ty: ty.clone() });
-            self.with(Location::caller(), |b| b.declared(Op::State, &name, ty))
+            self.with(at, |b| b.declared(Op::State, &name, ty))
         });
         KvCache::new(step.clone(), values.collect())
     }

@@ -60,6 +60,25 @@ fn last(b: &Builder<'_>, x: Value) -> Result<f32, TypeError> {
         .ok_or_else(|| TypeError { code: "E0216", message: "the last axis must have a constant extent".into() })
 }
 
+/// The product, its columns split into gate and up, and their gated product.
+pub fn glu_linear(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
+    let act8 = b.func.ty(x[0]).as_tensor().is_some_and(|t| t.elem == crate::Elem::Act8);
+    let y = b.emit(if act8 { Op::QLinear } else { Op::Linear }, x, vec![])?;
+    let mut shape = b.shape(y);
+    let axis = shape.len();
+    let blocks = shape.pop().and_then(|d| d.div_exact(16)).unwrap_or_default();
+    let mut split = shape.clone();
+    split.extend([blocks.clone(), 2.into(), 8.into()]);
+    let y = b.reshape(y, split)?;
+    let (g, u) = (b.slice(y, axis, 0, 1)?, b.slice(y, axis, 1, 1)?);
+    let z = match a[0].as_int() {
+        0 => b.bin(Op::SwiGlu, g, u)?,
+        kind => b.emit(Op::GeGlu, &[g, u], vec![Attr::Bool(kind == 2)])?,
+    };
+    shape.push(blocks * 8.into());
+    b.reshape(z, shape)
+}
+
 /// `x * rsqrt(sum(x²)/k + eps) * w`
 pub fn rms_norm(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
     let k = last(b, x[0])?;

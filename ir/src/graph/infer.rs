@@ -285,6 +285,22 @@ pub fn qlinear(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
     }
 }
 
+pub fn glu_linear(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
+    let act8 = tensor(t[0], "left side")?.elem == Elem::Act8;
+    let Ty::Tensor(mut y) = (if act8 { qlinear(s, t, a) } else { linear(s, t, a) })? else {
+        return err("E0201", "a tensor".into());
+    };
+    let last = y.shape.len() - 1;
+    if s.prove_multiple(&y.shape[last], 16) != Proof::Yes {
+        return err("E0210", format!("{} rows are no multiple of 16", s.show(&y.shape[last])));
+    }
+    if !(0..=2).contains(&a[0].as_int()) {
+        return err("E0206", format!("activation {} is not one of 0, 1, 2", a[0].as_int()));
+    }
+    y.shape[last] = y.shape[last].div_exact(2).unwrap_or_default();
+    Ok(Ty::Tensor(y))
+}
+
 pub fn gather(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
     let (table, ids) = (tensor(t[0], "table")?, tensor(t[1], "ids")?);
     int(ids, "ids")?;

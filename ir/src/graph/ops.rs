@@ -146,6 +146,10 @@ ops! {
     /// `linear` over 8-bit activations and a packed weight, with exact integer sums per group.
     QLinear = "qlinear" (x, w) {} Contract, infer::qlinear, interp::qlinear;
 
+    /// `act(gate) * up`, where the rows of `w` are gate and up rows interleaved in blocks of 8; `x` is f32 or act8.
+    /// `act` is 0 for silu, 1 for exact gelu, 2 for gelu by tanh.
+    GluLinear = "glu_linear" (x, w) {act: Int} Contract, infer::glu_linear, interp::by_expansion, expand::glu_linear;
+
     /// Rows of `table` chosen by `ids`: `[ids.., row..]`.
     Gather = "gather" (table, ids) {} Gather, infer::gather, interp::gather;
 

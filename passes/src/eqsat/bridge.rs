@@ -1,0 +1,174 @@
+//! Functions to terms and back.
+
+use std::collections::{BTreeMap, HashMap};
+
+use egg::Id;
+use marquetry_ir::Syms;
+use marquetry_ir::graph::{Attr, Builder, Function, Inst, Loc, Module, Op, Ty, TypeError, Value};
+
+use super::cost::{self, Target};
+use super::facts::{Graph, Types, split};
+use super::term::Term;
+
+/// For each function which arguments are weights at every call.
+pub fn weight_arguments(m: &Module) -> HashMap<String, Vec<bool>> {
+    let mut out: HashMap<String, Vec<bool>> = HashMap::new();
+    for f in m.functions.iter().rev() {
+        let mut weight = vec![false; f.values.len()];
+        if let Some(args) = out.get(&f.name) {
+            f.args.iter().zip(args).for_each(|((_, v), w)| weight[v.0 as usize] = *w);
+        }
+        for inst in &f.insts {
+            let is = inst.op == Op::Param;
+            inst.results.iter().for_each(|r| weight[r.0 as usize] = is);
+            if inst.op == Op::Call {
+                let args: Vec<bool> = inst.operands.iter().map(|v| weight[v.0 as usize]).collect();
+                out.entry(inst.attrs[0].as_str().to_string())
+                    .and_modify(|all| all.iter_mut().zip(&args).for_each(|(a, b)| *a &= b))
+                    .or_insert(args);
+            }
+        }
+    }
+    out
+}
+
+/// A function as an e-graph.
+pub struct Region {
+    /// The e-graph.
+    pub graph: Graph,
+    /// Classes whose values the function needs: operands of calls, state updates, results.
+    pub roots: Vec<Id>,
+    ids: Vec<Option<Id>>,
+    leaves: Vec<Value>,
+}
+
+impl Region {
+    /// The e-graph of a function. `weights` says which arguments are weights.
+    pub fn new(syms: &Syms, f: &Function, weights: &[bool]) -> Region {
+        let types = Types { syms: syms.clone(), ..Types::default() };
+        let mut r = Region { graph: Graph::new(types), roots: vec![], ids: vec![None; f.values.len()], leaves: vec![] };
+        for (i, (_, v)) in f.args.iter().enumerate() {
+            r.leaf(f, *v, weights.get(i).copied().unwrap_or(false));
+        }
+        for inst in &f.insts {
+            match inst.op {
+                Op::Param | Op::State | Op::Call => {
+                    inst.operands.iter().for_each(|v| r.roots.extend(r.ids[v.0 as usize]));
+                    inst.results.iter().for_each(|v| r.leaf(f, *v, inst.op == Op::Param));
+                }
+                _ => {
+                    let mut children: Vec<Id> = inst.operands.iter().filter_map(|v| r.ids[v.0 as usize]).collect();
+                    children.extend(inst.attrs.iter().map(|a| r.graph.add(Term::Attr(a.clone()))));
+                    let id = r.graph.add(Term::Op(inst.op, children));
+                    r.ids[inst.results[0].0 as usize] = Some(id);
+                    if inst.op == Op::KvAppend {
+                        r.roots.push(id);
+                    }
+                }
+            }
+        }
+        f.results.iter().for_each(|(_, v)| r.roots.extend(r.ids[v.0 as usize]));
+        r.graph.rebuild();
+        r
+    }
+
+    fn leaf(&mut self, f: &Function, v: Value, weight: bool) {
+        let n = self.leaves.len() as u32;
+        self.leaves.push(v);
+        self.graph.analysis.leaves.push((f.ty(v).clone(), weight));
+        self.ids[v.0 as usize] = Some(self.graph.add(Term::Leaf(n)));
+    }
+
+    /// Cost of the function as it came.
+    pub fn cost(&self, target: Target) -> u64 {
+        let g = &self.graph;
+        let nodes = g.classes().flat_map(|c| c.nodes.first().map(|n| (c.id, n)));
+        let cost = nodes.filter_map(|(id, n)| {
+            let Term::Op(op, children) = n else { return None };
+            let tys: Option<Vec<&Ty>> = split(*op, children).0.iter().map(|c| g[*c].data.ty.as_ref()).collect();
+            let data = &g[id].data;
+            Some(cost::node(target, &g.analysis.syms, *op, &tys?, data.ty.as_ref()?, data.weight_only))
+        });
+        cost.fold(0, u64::saturating_add)
+    }
+
+    /// Writes the chosen nodes as a function with the interface of `f`.
+    pub fn write(&self, syms: &Syms, f: &Function, chosen: &BTreeMap<Id, Term>) -> Result<Function, TypeError> {
+        let mut w = Writer { region: self, f, chosen, b: Builder::new(syms, Function::new(f.name.clone(), f.kind)), done: HashMap::new(), locs: HashMap::new() };
+        for inst in &f.insts {
+            for r in &inst.results {
+                if let (Some(id), Some(loc)) = (self.ids[r.0 as usize], &f.values[r.0 as usize].loc) {
+                    w.locs.entry(self.graph.find(id)).or_insert_with(|| loc.clone());
+                }
+            }
+        }
+        for (name, v) in &f.args {
+            let new = w.b.arg(name.clone(), f.ty(*v).clone());
+            w.bind(*v, new);
+        }
+        for inst in &f.insts {
+            match inst.op {
+                Op::Param | Op::State | Op::Call => w.outside(inst)?,
+                Op::KvAppend => drop(w.value(inst.results[0])?),
+                _ => {}
+            }
+        }
+        for (name, v) in &f.results {
+            let v = w.value(*v)?;
+            w.b.func.results.push((name.clone(), v));
+        }
+        crate::canon::sweep(syms, &w.b.func)
+    }
+}
+
+struct Writer<'a, 's> {
+    region: &'a Region,
+    f: &'a Function,
+    chosen: &'a BTreeMap<Id, Term>,
+    b: Builder<'s>,
+    done: HashMap<Id, Value>,
+    locs: HashMap<Id, Loc>,
+}
+
+fn missing(what: &str) -> TypeError {
+    TypeError { code: "E0217", message: format!("extraction chose nothing for {what}") }
+}
+
+impl Writer<'_, '_> {
+    fn bind(&mut self, old: Value, new: Value) {
+        if let Some(id) = self.region.ids[old.0 as usize] {
+            self.done.insert(self.region.graph.find(id), new);
+        }
+    }
+
+    fn value(&mut self, old: Value) -> Result<Value, TypeError> {
+        let id = self.region.ids[old.0 as usize].ok_or_else(|| missing("a value"))?;
+        self.class(id)
+    }
+
+    /// `param`, `state`, `call`: kept as they are, over new operands.
+    fn outside(&mut self, inst: &Inst) -> Result<(), TypeError> {
+        let operands = inst.operands.iter().map(|v| self.value(*v)).collect::<Result<_, _>>()?;
+        self.b.loc = self.f.values[inst.results[0].0 as usize].loc.clone();
+        let tys = inst.results.iter().map(|r| self.f.ty(*r).clone()).collect();
+        let new = self.b.push(inst.op, operands, inst.attrs.clone(), tys);
+        inst.results.iter().zip(new).for_each(|(o, n)| self.bind(*o, n));
+        Ok(())
+    }
+
+    fn class(&mut self, id: Id) -> Result<Value, TypeError> {
+        let g = &self.region.graph;
+        let id = g.find(id);
+        if let Some(v) = self.done.get(&id) {
+            return Ok(*v);
+        }
+        let Some(Term::Op(op, children)) = self.chosen.get(&id) else { return Err(missing("a class")) };
+        let (operands, attrs) = split(*op, children);
+        let attrs: Option<Vec<Attr>> = attrs.iter().map(|a| g[*a].data.attr.clone()).collect();
+        let operands = operands.iter().map(|c| self.class(*c)).collect::<Result<Vec<_>, _>>()?;
+        self.b.loc = self.locs.get(&id).cloned();
+        let v = self.b.emit(*op, &operands, attrs.ok_or_else(|| missing("an attribute"))?)?;
+        self.done.insert(id, v);
+        Ok(v)
+    }
+}

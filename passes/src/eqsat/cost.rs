@@ -1,0 +1,86 @@
+//! The cost model: integer picoseconds at one shape point.
+
+use marquetry_ir::graph::{Class, Op, Ty};
+use marquetry_ir::{Dim, Elem, Syms};
+
+/// Speeds of a target, per unit of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// One more kernel in the step: barrier and start.
+    pub launch_ps: u64,
+    /// One byte to or from memory.
+    pub byte_ps: u64,
+    /// One f32 multiply-add.
+    pub f32_ps: u64,
+    /// One 8-bit multiply-add.
+    pub i8_ps: u64,
+}
+
+impl Target {
+    /// Two cores of a desktop or server CPU with 256-bit vectors.
+    pub const CPU: Target = Target { launch_ps: 700_000, byte_ps: 40, f32_ps: 35, i8_ps: 12 };
+}
+
+/// Size at which symbols are costed: the value itself when fixed, else a typical one within the bounds.
+pub fn point(syms: &Syms, d: &Dim) -> u64 {
+    d.eval(|s| syms.decl(s).hi.min(512).max(syms.decl(s).lo)).max(0) as u64
+}
+
+fn elements(syms: &Syms, ty: &Ty) -> u64 {
+    match ty {
+        Ty::Tensor(t) => t.shape.iter().map(|d| point(syms, d)).product(),
+        Ty::Kv(_) => 0,
+    }
+}
+
+fn bytes(syms: &Syms, ty: &Ty) -> u64 {
+    let Ty::Tensor(t) = ty else { return 0 };
+    let n = elements(syms, ty);
+    match t.elem {
+        Elem::Scalar(d) | Elem::Rows8(d) => n * d.size() as u64,
+        Elem::Gguf(q) => n * q.block_bytes() as u64 / q.block_len() as u64,
+        Elem::Packed(p) => {
+            let planes = if p.min { 2 } else { 1 } * p.scale.size() as u64 * 8;
+            n * u64::from(p.bits) / 8 + n * planes / 8 / u64::from(p.group)
+        }
+        Elem::Act8 => n + n / 32 * 4 + n / 16 * 4,
+    }
+}
+
+/// Cost of one node given the types of its operands and result.
+pub fn node(target: Target, syms: &Syms, op: Op, operands: &[&Ty], result: &Ty, weight_only: bool) -> u64 {
+    if weight_only {
+        return 0;
+    }
+    let moved: u64 = operands.iter().map(|t| bytes(syms, t)).sum::<u64>() + bytes(syms, result);
+    match op.class() {
+        Class::Leaf | Class::Call => 0,
+        // Views: a hair above nothing, so that fewer win ties.
+        Class::Movement => 1,
+        // Fused into a neighbour as a rule: arithmetic only, and its expansion is no dearer.
+        Class::Elementwise => elements(syms, result).saturating_mul(if op.info().expand.is_some() { 60 } else { 40 }),
+        Class::Contract => {
+            let k = operands.first().and_then(|t| t.as_tensor()).and_then(|t| t.shape.last());
+            let rows = operands.get(1).and_then(|t| t.as_tensor()).and_then(|t| t.shape.first());
+            let k = k.map_or(1, |d| point(syms, d));
+            let rows = rows.map_or(1, |d| point(syms, d));
+            let lead = elements(syms, operands[0]) / k.max(1);
+            let int8 = operands[0].as_tensor().is_some_and(|t| t.elem == Elem::Act8);
+            let unit = if int8 { target.i8_ps } else { target.f32_ps };
+            // Rows in a plain layout are read across cache lines and dequantized in memory first.
+            let packed = operands.get(1).and_then(|t| t.as_tensor());
+            let factor = match packed.map(|t| t.elem) {
+                Some(Elem::Packed(_) | Elem::Rows8(_)) => 1,
+                _ => 8,
+            };
+            let work = lead.saturating_mul(k).saturating_mul(rows).saturating_mul(unit);
+            target.launch_ps + work.max(moved * target.byte_ps).saturating_mul(factor)
+        }
+        Class::Gather => {
+            let read = bytes(syms, result) * 2;
+            let plain = operands[0].as_tensor().is_some_and(|t| t.elem.scalar().is_some());
+            target.launch_ps + read * target.byte_ps + u64::from(plain)
+        }
+        Class::Reduce | Class::Repr | Class::State => target.launch_ps + moved * target.byte_ps,
+    }
+}
