@@ -3,6 +3,7 @@
 pub mod bind;
 pub mod canon;
 pub mod eqsat;
+pub mod fuse;
 pub mod outline;
 
 /// What a compilation may do to numbers.

@@ -1,0 +1,495 @@
+//! Grouping of operations into kernels, after equality saturation has chosen operators and layouts.
+//!
+//! High-level operators without a lowering of their own are expanded first. Moves and constants cost nothing: they are
+//! repeated inside each group that reads through them. Then, deterministically and in this order:
+//!
+//! 1. a contraction takes the elementwise operations that follow it, while a single value leaves the group;
+//! 2. row operations (reductions along the last axis, quantization) join with each other and with elementwise neighbours over
+//!    the same rows;
+//! 3. a cache update takes the operations that produce its rows; attention stands alone;
+//! 4. what is left is elementwise: each value that others need takes its private producers.
+//!
+//! Every group becomes a `fused` function that is called in its place. Groups are convex: nothing outside lies between.
+
+use std::collections::{BTreeSet, HashMap};
+
+use marquetry_ir::graph::{Attr, Builder, Class, Function, Inst, Kind, Module, Op, Ty, TypeError, Value, rebuild};
+use marquetry_ir::{Dim, Syms};
+
+use crate::canon;
+
+/// Groups every function.
+///
+/// # Errors
+/// A type rule that fails, which is a defect of an expansion.
+pub fn run(m: &Module) -> Result<Module, TypeError> {
+    let mut out = Module { functions: vec![], ..m.clone() };
+    for f in &m.functions {
+        let expanded = expand(&m.syms, f)?;
+        let groups = Grouping::new(&expanded).run();
+        let (fused, caller) = write(&m.syms, &expanded, &groups)?;
+        out.functions.extend(fused);
+        out.functions.push(caller);
+    }
+    Ok(out)
+}
+
+/// Operators that have a lowering although they could be expanded.
+fn lowered_whole(op: Op) -> bool {
+    op == Op::Attend
+}
+
+fn expand(syms: &Syms, f: &Function) -> Result<Function, TypeError> {
+    let mut f = f.clone();
+    while f.insts.iter().any(|i| i.op.info().expand.is_some() && !lowered_whole(i.op)) {
+        f = rebuild(syms, &f, &Ty::clone, &mut |b: &mut Builder<'_>, inst: &Inst, operands: &[Value]| {
+            match inst.op.info().expand {
+                Some(e) if !lowered_whole(inst.op) => Ok(Some(vec![e(b, operands, &inst.attrs)?])),
+                _ => Ok(None),
+            }
+        })?;
+    }
+    let m = Module { syms: syms.clone(), functions: vec![f], ..Module::default() };
+    let mut m = canon::run(&m)?;
+    m.functions.pop().ok_or(TypeError { code: "E0218", message: "no function".into() })
+}
+
+/// How an operation takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// Stays where it is: parameters, states, calls, packing.
+    Outside,
+    /// Repeated in each group that reads through it.
+    Free,
+    /// Member of exactly one group.
+    Real,
+}
+
+struct Grouping<'a> {
+    f: &'a Function,
+    role: Vec<Role>,
+    /// Real or outside operations that each operation reads, through free ones.
+    deps: Vec<BTreeSet<usize>>,
+    /// The reverse.
+    users: Vec<BTreeSet<usize>>,
+    /// The value is needed outside of any group: by a call, or as a result.
+    wanted: Vec<bool>,
+    group: Vec<Option<usize>>,
+    groups: Vec<BTreeSet<usize>>,
+}
+
+fn role(op: Op) -> Role {
+    match (op.class(), op) {
+        (_, Op::Param | Op::State | Op::Call | Op::Pack | Op::ConcatRows) => Role::Outside,
+        (_, Op::Concat) => Role::Real,
+        (Class::Movement, _) | (_, Op::Const | Op::Table | Op::Iota | Op::KvRead) => Role::Free,
+        _ => Role::Real,
+    }
+}
+
+fn is_map(op: Op) -> bool {
+    matches!(op.class(), Class::Elementwise | Class::Movement | Class::Gather) || op == Op::Dequant
+}
+
+fn is_row(op: Op) -> bool {
+    op.class() == Class::Reduce || op == Op::Quantize
+}
+
+impl<'a> Grouping<'a> {
+    fn new(f: &'a Function) -> Grouping<'a> {
+        let n = f.insts.len();
+        let defs = f.defs();
+        let mut role: Vec<Role> = f.insts.iter().map(|i| role(i.op)).collect();
+        let mut wanted = vec![false; n];
+        let outside = f.insts.iter().zip(&role).filter(|(_, r)| **r == Role::Outside).flat_map(|(i, _)| &i.operands);
+        for v in outside.chain(f.results.iter().map(|(_, v)| v)) {
+            if let Some(d) = defs[v.0 as usize] {
+                wanted[d] = true;
+            }
+        }
+        for i in 0..n {
+            if wanted[i] && role[i] == Role::Free {
+                role[i] = Role::Real;
+            }
+        }
+        let mut deps: Vec<BTreeSet<usize>> = vec![];
+        for inst in &f.insts {
+            let mut set = BTreeSet::new();
+            for d in inst.operands.iter().filter_map(|v| defs[v.0 as usize]) {
+                match role[d] {
+                    Role::Free => set.extend(deps[d].iter().copied()),
+                    _ => { set.insert(d); }
+                }
+            }
+            deps.push(set);
+        }
+        let mut users = vec![BTreeSet::new(); n];
+        for i in (0..n).filter(|&i| role[i] != Role::Free) {
+            for &d in &deps[i] { users[d].insert(i); }
+        }
+        Grouping { f, role, deps, users, wanted, group: vec![None; n], groups: vec![] }
+    }
+
+    fn op(&self, i: usize) -> Op {
+        self.f.insts[i].op
+    }
+
+    fn shape(&self, i: usize) -> Vec<Dim> {
+        let t = self.f.ty(self.f.insts[i].results[0]).as_tensor();
+        t.map(|t| t.shape.clone()).unwrap_or_default()
+    }
+
+    fn open(&self, i: usize) -> bool {
+        self.role[i] == Role::Real && self.group[i].is_none()
+    }
+
+    /// Does `i` depend on `set` by a path whose last step before `i` is outside of it?
+    fn reached(&self, set: &BTreeSet<usize>, i: usize) -> bool {
+        let first = set.first().copied().unwrap_or(0);
+        let mut stack: Vec<usize> = self.deps[i].iter().copied().filter(|d| !set.contains(d)).collect();
+        let mut seen = BTreeSet::new();
+        while let Some(d) = stack.pop() {
+            if d < first || !seen.insert(d) {
+                continue;
+            }
+            if self.deps[d].iter().any(|x| set.contains(x)) {
+                return true;
+            }
+            // Members of one group stand or fall together.
+            if let Some(g) = self.group[d] {
+                let fellows = self.groups[g].iter().flat_map(|m| self.deps[*m].iter().copied());
+                for x in fellows.filter(|x| !self.groups[g].contains(x)) {
+                    if set.contains(&x) {
+                        return true;
+                    }
+                    stack.push(x);
+                }
+            }
+            stack.extend(self.deps[d].iter().copied());
+        }
+        false
+    }
+
+    fn close(&mut self, set: BTreeSet<usize>) {
+        let g = self.groups.len();
+        set.iter().for_each(|&i| self.group[i] = Some(g));
+        self.groups.push(set);
+    }
+
+    fn run(mut self) -> Vec<BTreeSet<usize>> {
+        let n = self.f.insts.len();
+        for i in 0..n {
+            if self.open(i) && self.op(i).class() == Class::Contract {
+                let set = self.epilogue(i);
+                self.close(set);
+            }
+        }
+        for i in 0..n {
+            if self.open(i) && is_row(self.op(i)) {
+                let set = self.rows(i);
+                self.close(set);
+            }
+        }
+        for i in 0..n {
+            if self.open(i) && self.op(i).class() == Class::State {
+                let mut set = BTreeSet::from([i]);
+                if self.op(i) == Op::KvAppend {
+                    self.private_producers(&mut set);
+                }
+                self.close(set);
+            }
+        }
+        for i in (0..n).rev() {
+            if self.open(i) {
+                let mut set = BTreeSet::from([i]);
+                self.private_producers(&mut set);
+                self.close(set);
+            }
+        }
+        self.groups
+    }
+
+    /// Values of the set that others need.
+    fn leaving(&self, set: &BTreeSet<usize>) -> Vec<usize> {
+        set.iter().copied().filter(|&i| self.wanted[i] || self.users[i].iter().any(|u| !set.contains(u))).collect()
+    }
+
+    fn epilogue(&self, anchor: usize) -> BTreeSet<usize> {
+        let total = |i: usize| self.shape(i).into_iter().fold(Dim::from(1), |a, b| a * b);
+        let full = total(anchor);
+        let sizes = [Some(full.clone()), full.div_exact(2)];
+        let mut set = BTreeSet::from([anchor]);
+        let mut best = set.clone();
+        loop {
+            let leaving = self.leaving(&set);
+            let next: BTreeSet<usize> =
+                leaving.iter().flat_map(|&i| self.users[i].iter().copied()).filter(|u| !set.contains(u)).collect();
+            let grown: BTreeSet<usize> = set.union(&next).copied().collect();
+            let fits = |&u: &usize| {
+                self.open(u)
+                    && self.op(u).class() == Class::Elementwise
+                    && sizes.contains(&Some(total(u)))
+                    && !self.reached(&grown, u)
+            };
+            if next.is_empty() || leaving.iter().any(|&i| self.wanted[i]) || !next.iter().all(fits) {
+                return best;
+            }
+            set = grown;
+            if self.leaving(&set).len() == 1 {
+                best = set.clone();
+            }
+        }
+    }
+
+    fn rows(&self, anchor: usize) -> BTreeSet<usize> {
+        let input = self.f.insts[anchor].operands[0];
+        let mut row = self.f.ty(input).as_tensor().map(|t| t.shape.clone()).unwrap_or_default();
+        let k = row.pop().unwrap_or_default();
+        let local = |i: usize| {
+            let s = self.shape(i);
+            s.len() == row.len() + 1 && s[..row.len()] == row[..] && (s[row.len()] == k || s[row.len()] == Dim::from(1))
+        };
+        let input_local = |i: usize| {
+            let t = self.f.ty(self.f.insts[i].operands[0]).as_tensor();
+            t.is_some_and(|t| t.shape.len() == row.len() + 1 && t.shape[..row.len()] == row[..] && t.shape[row.len()] == k)
+        };
+        let mut set = BTreeSet::from([anchor]);
+        loop {
+            let mut next = None;
+            'search: for &i in &set {
+                for &p in &self.deps[i] {
+                    let private = self.users[p].iter().all(|u| set.contains(u)) && !self.wanted[p];
+                    let joins = !set.contains(&p) && self.open(p) && (self.op(p).class() == Class::Elementwise || self.op(p) == Op::Dequant);
+                    let mut with = set.clone();
+                    with.insert(p);
+                    if joins && (private || local(p)) && !set.iter().any(|m| self.reached(&with, *m)) {
+                        next = Some(p);
+                        break 'search;
+                    }
+                }
+                for &u in &self.users[i] {
+                    let shaped = match is_row(self.op(u)) {
+                        true => input_local(u),
+                        false => self.op(u).class() == Class::Elementwise && local(u),
+                    };
+                    let mut with = set.clone();
+                    with.insert(u);
+                    let convex = !with.iter().any(|m| self.reached(&with, *m));
+                    if !set.contains(&u) && self.open(u) && shaped && convex {
+                        next = Some(u);
+                        break 'search;
+                    }
+                }
+            }
+            match next {
+                Some(i) => { set.insert(i); }
+                None => return set,
+            }
+        }
+    }
+
+    /// Adds elementwise producers that nobody else reads.
+    fn private_producers(&self, set: &mut BTreeSet<usize>) {
+        loop {
+            let producers = set.iter().flat_map(|&i| self.deps[i].iter().copied());
+            let next = producers.into_iter().find(|&p| {
+                !set.contains(&p)
+                    && self.open(p)
+                    && is_map(self.op(p))
+                    && !self.wanted[p]
+                    && self.users[p].iter().all(|u| set.contains(u))
+            });
+            match next {
+                Some(p) => { set.insert(p); }
+                None => return,
+            }
+        }
+    }
+}
+
+/// The fused functions, and the function that calls them.
+fn write(syms: &Syms, f: &Function, groups: &[BTreeSet<usize>]) -> Result<(Vec<Function>, Function), TypeError> {
+    let mut of = vec![None; f.insts.len()];
+    for (g, set) in groups.iter().enumerate() {
+        set.iter().for_each(|&i| of[i] = Some(g));
+    }
+    let mut w = Writer {
+        f,
+        groups,
+        of,
+        defs: f.defs(),
+        b: Builder::new(syms, Function::new(f.name.clone(), f.kind)),
+        map: HashMap::new(),
+        fused: vec![],
+        done: vec![false; groups.len()],
+        syms,
+    };
+    for (name, v) in &f.args {
+        let new = w.b.arg(name.clone(), f.ty(*v).clone());
+        w.map.insert(*v, new);
+    }
+    for (i, inst) in f.insts.iter().enumerate() {
+        if role(inst.op) == Role::Outside {
+            w.outside(inst)?;
+        } else if let (Some(g), Op::KvAppend) = (w.of[i], inst.op) {
+            w.group(g)?;
+        }
+    }
+    for (name, v) in &f.results {
+        let v = w.value(*v)?;
+        w.b.func.results.push((name.clone(), v));
+    }
+    Ok((w.fused, w.b.func))
+}
+
+struct Writer<'a> {
+    syms: &'a Syms,
+    f: &'a Function,
+    groups: &'a [BTreeSet<usize>],
+    of: Vec<Option<usize>>,
+    defs: Vec<Option<usize>>,
+    b: Builder<'a>,
+    map: HashMap<Value, Value>,
+    fused: Vec<Function>,
+    done: Vec<bool>,
+}
+
+impl Writer<'_> {
+    fn value(&mut self, v: Value) -> Result<Value, TypeError> {
+        if let Some(new) = self.map.get(&v) {
+            return Ok(*new);
+        }
+        let i = self.defs[v.0 as usize];
+        match i.and_then(|i| self.of[i]) {
+            Some(g) => self.group(g)?,
+            None => {
+                let inst = i.map(|i| self.f.insts[i].clone());
+                let Some(inst) = inst else { return Err(TypeError { code: "E0215", message: "undefined value".into() }) };
+                self.outside(&inst)?;
+            }
+        }
+        self.map.get(&v).copied().ok_or(TypeError { code: "E0215", message: "a group does not give its value".into() })
+    }
+
+    fn outside(&mut self, inst: &Inst) -> Result<(), TypeError> {
+        if self.map.contains_key(&inst.results[0]) {
+            return Ok(());
+        }
+        let operands = inst.operands.iter().map(|v| self.value(*v)).collect::<Result<_, _>>()?;
+        self.b.loc = self.f.values[inst.results[0].0 as usize].loc.clone();
+        let tys = inst.results.iter().map(|r| self.f.ty(*r).clone()).collect();
+        let new = self.b.push(inst.op, operands, inst.attrs.clone(), tys);
+        self.map.extend(inst.results.iter().copied().zip(new));
+        Ok(())
+    }
+
+    fn group(&mut self, g: usize) -> Result<(), TypeError> {
+        if std::mem::replace(&mut self.done[g], true) {
+            return Ok(());
+        }
+        let set = self.groups[g].clone();
+        let anchor = set.iter().copied().max_by_key(|&i| weight(self.f.insts[i].op)).unwrap_or(0);
+        let name = format!("{}.{}_{}", self.f.name, self.fused.len(), self.f.insts[anchor].op.name());
+        let index = self.fused.len();
+        self.fused.push(Function::new(name.clone(), Kind::Fused));
+        let b = Builder::new(self.syms, Function::new(name.clone(), Kind::Fused));
+        let mut body = Body { w: self, set: &set, b, map: HashMap::new(), inputs: vec![] };
+        let inputs = body.inputs_of();
+        for (i, v) in inputs.iter().enumerate() {
+            body.b.loc = body.w.f.values[v.0 as usize].loc.clone();
+            let arg = body.b.arg(format!("x{i}"), body.w.f.ty(*v).clone());
+            body.map.insert(*v, arg);
+        }
+        body.inputs = inputs;
+        let mut results = vec![];
+        for &i in &set {
+            let v = body.w.f.insts[i].results[0];
+            let new = body.value(v)?;
+            let mut uses = body.w.f.insts.iter().enumerate().filter(|(_, u)| u.operands.contains(&v));
+            let leaves = uses.any(|(u, _)| !set.contains(&u) && !body.free_inside(u));
+            if leaves || body.w.f.results.iter().any(|(_, r)| *r == v) || body.w.f.insts[i].op == Op::KvAppend {
+                results.push((v, new));
+            }
+        }
+        let Body { mut b, inputs, .. } = body;
+        b.func.results = results.iter().enumerate().map(|(i, (_, new))| (format!("y{i}"), *new)).collect();
+        let fused = b.func;
+        let operands = inputs.iter().map(|v| self.value(*v)).collect::<Result<_, _>>()?;
+        self.b.loc = results.first().and_then(|(v, _)| self.f.values[v.0 as usize].loc.clone());
+        let tys = results.iter().map(|(v, _)| self.f.ty(*v).clone()).collect();
+        let new = self.b.push(Op::Call, operands, vec![Attr::Str(name)], tys);
+        self.map.extend(results.iter().map(|(v, _)| *v).zip(new));
+        self.fused[index] = fused;
+        Ok(())
+    }
+}
+
+/// Which operation gives a group its name.
+fn weight(op: Op) -> u32 {
+    match op.class() {
+        Class::Contract => 6,
+        Class::State => 5,
+        Class::Repr => 4,
+        Class::Gather => 3,
+        Class::Reduce => 2,
+        _ => 1,
+    }
+}
+
+struct Body<'w, 'a> {
+    w: &'w mut Writer<'a>,
+    set: &'w BTreeSet<usize>,
+    b: Builder<'a>,
+    map: HashMap<Value, Value>,
+    inputs: Vec<Value>,
+}
+
+impl Body<'_, '_> {
+    fn is_inside(&self, i: usize) -> bool {
+        self.set.contains(&i) || (self.w.of[i].is_none() && role(self.w.f.insts[i].op) == Role::Free)
+    }
+
+    /// A free operation all of whose readers are in the group: its value does not leave.
+    fn free_inside(&self, i: usize) -> bool {
+        if self.w.of[i].is_some() || role(self.w.f.insts[i].op) != Role::Free {
+            return false;
+        }
+        let v = self.w.f.insts[i].results[0];
+        let mut users = self.w.f.insts.iter().enumerate().filter(|(_, u)| u.operands.contains(&v));
+        users.all(|(u, _)| self.set.contains(&u) || self.free_inside(u))
+    }
+
+    /// What the group reads from outside, in order of first use.
+    fn inputs_of(&self) -> Vec<Value> {
+        let mut inputs = vec![];
+        let mut stack: Vec<Value> = vec![];
+        let mut seen = BTreeSet::new();
+        for &i in self.set {
+            stack.extend(self.w.f.insts[i].operands.iter().rev());
+            while let Some(v) = stack.pop() {
+                match self.w.defs[v.0 as usize] {
+                    Some(d) if self.set.contains(&d) => {}
+                    Some(d) if self.is_inside(d) => stack.extend(self.w.f.insts[d].operands.iter().rev()),
+                    _ if seen.insert(v) => inputs.push(v),
+                    _ => {}
+                }
+            }
+        }
+        inputs
+    }
+
+    fn value(&mut self, v: Value) -> Result<Value, TypeError> {
+        if let Some(new) = self.map.get(&v) {
+            return Ok(*new);
+        }
+        let Some(i) = self.w.defs[v.0 as usize].filter(|i| self.is_inside(*i)) else {
+            return Err(TypeError { code: "E0215", message: "an input of a group is not listed".into() });
+        };
+        let inst = self.w.f.insts[i].clone();
+        let operands = inst.operands.iter().map(|v| self.value(*v)).collect::<Result<Vec<_>, _>>()?;
+        self.b.loc = self.w.f.values[v.0 as usize].loc.clone();
+        let new = self.b.emit(inst.op, &operands, inst.attrs.clone())?;
+        self.map.insert(v, new);
+        Ok(new)
+    }
+}
