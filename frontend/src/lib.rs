@@ -20,3 +20,4 @@ pub mod gguf;
 mod json;
 pub mod safetensors;
 mod suggest;
+pub mod weights;
