@@ -20,4 +20,5 @@ pub mod gguf;
 mod json;
 pub mod safetensors;
 mod suggest;
+pub mod tokenizer;
 pub mod weights;
