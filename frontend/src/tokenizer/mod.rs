@@ -5,6 +5,17 @@
 //!
 //! Text of users must be encoded with `parse_special` off: then nothing in it can become a control token.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation
+    )
+)]
+
 mod error;
 mod json;
 mod merge;

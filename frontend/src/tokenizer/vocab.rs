@@ -144,11 +144,12 @@ impl Vocab {
                 }
             }
         }
+        let unknown = (0u32..).zip(&kinds).find(|(_, kind)| **kind == TokenKind::Unknown).map(|(id, _)| id);
         let specials = Specials::new(&texts, &kinds);
         Ok(Vocab {
             bos,
             eos,
-            unknown: special("unknown")?,
+            unknown: special("unknown")?.or(unknown),
             ends,
             add_bos: file.bool("tokenizer.ggml.add_bos_token")?,
             add_eos: file.bool("tokenizer.ggml.add_eos_token")?,

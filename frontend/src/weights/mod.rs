@@ -3,6 +3,17 @@
 //! [`Weights::open`] takes a `.gguf` file, a `.safetensors` file or a directory. Values are those of the file: quantized blocks stay
 //! quantized. Where a converter changed a tensor, its [`TensorView`] says how to change it back.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation
+    )
+)]
+
 mod names;
 
 use std::borrow::Cow;
