@@ -1,5 +1,16 @@
 //! JSON from files: limited in size and depth, without repeated keys.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation
+    )
+)]
+
 use std::fmt;
 
 use serde::Deserialize;

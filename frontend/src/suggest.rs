@@ -1,5 +1,16 @@
 //! Nearest names, for error messages.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation
+    )
+)]
+
 /// Levenshtein distance in characters, over at most 128 characters of each word.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().take(128).collect();

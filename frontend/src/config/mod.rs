@@ -4,6 +4,17 @@
 //! The typed structures ([`LlamaConfig`], [`Gemma3Config`]) check every setting they use and report all problems at once. A
 //! setting that nobody knows is an error, because it might change results.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation
+    )
+)]
+
 mod error;
 mod gemma3;
 mod gguf;

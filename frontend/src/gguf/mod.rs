@@ -3,6 +3,17 @@
 //! Files are mapped, not read: opening a model costs its header. Nothing in a file becomes an allocation size, a path or an
 //! index before it is checked; a file that passes [`Gguf::open`] has tensors that lie inside it, aligned and apart.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation
+    )
+)]
+
 mod error;
 mod read;
 mod split;

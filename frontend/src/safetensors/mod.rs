@@ -4,6 +4,17 @@
 //! then through the `safetensors` library. Names in an index never become paths: they must be plain names of files that lie in the
 //! directory.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation
+    )
+)]
+
 mod error;
 mod header;
 
