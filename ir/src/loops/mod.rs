@@ -8,6 +8,7 @@
 //! * Reading an element before it was written yields an unspecified value.
 
 mod expr;
+pub mod interp;
 
 pub use expr::{BinOp, Buf, Expr, Node, UnOp, VTy, Var};
 
