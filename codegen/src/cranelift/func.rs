@@ -171,6 +171,11 @@ impl<'a> Cx<'a> {
         self.levels.get(&v).copied().unwrap_or(usize::MAX).min(self.top())
     }
 
+    /// Notes that a value is defined at the current level.
+    pub fn set_level(&mut self, v: Value) {
+        self.levels.insert(v, self.top());
+    }
+
     pub fn ty(&self, v: Value) -> Type {
         self.b.func.dfg.value_type(v)
     }

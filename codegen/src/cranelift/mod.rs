@@ -23,6 +23,7 @@ use cranelift_codegen::{Context, FinalizedMachReloc};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::{FuncId, Linkage, Module, ModuleReloc, default_libcall_names};
+use marquetry_ir::loops::legalize::legalize;
 use marquetry_ir::loops::{Buf, Kernel, Scope};
 use marquetry_ir::program::KernelFn;
 use thiserror::Error;
@@ -262,8 +263,10 @@ fn compile_one(
     features: Features,
     opts: &CraneliftOptions,
 ) -> Result<Compiled, CodegenError> {
+    let mut legal = k.clone();
+    legalize(&mut legal);
     let func =
-        translate(k, isa, features).map_err(|what| CodegenError::Unsupported { kernel: k.name.clone(), what })?;
+        translate(&legal, isa, features).map_err(|what| CodegenError::Unsupported { kernel: k.name.clone(), what })?;
     let mut ctx = Context::for_function(func);
     ctx.set_disasm(opts.disassemble);
     if let Err(e) = ctx.compile(isa, &mut ControlPlane::default()) {

@@ -1,6 +1,6 @@
 //! `Reg` buffers: one Cranelift variable per aligned chunk.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use cranelift_codegen::ir::{InstBuilder, Type};
 use cranelift_frontend::Variable;
@@ -19,43 +19,47 @@ pub(super) struct RegFile {
 /// The narrowest vector access of each buffer, in lanes.
 pub(super) fn chunks(body: &[Stmt]) -> HashMap<Buf, usize> {
     let mut found = HashMap::new();
+    let mut seen = HashSet::new();
     let mut note = |buf: Buf, lanes: u16| {
         let e = found.entry(buf).or_insert(usize::MAX);
         if lanes > 1 {
             *e = (*e).min(lanes as usize);
         }
     };
-    visit(body, &mut note);
+    visit(body, &mut seen, &mut note);
     found
 }
 
-fn visit(body: &[Stmt], note: &mut impl FnMut(Buf, u16)) {
+fn visit(body: &[Stmt], seen: &mut HashSet<usize>, note: &mut impl FnMut(Buf, u16)) {
     for s in body {
         match s {
             Stmt::For { extent, body, .. } => {
-                visit_expr(extent, note);
-                visit(body, note);
+                visit_expr(extent, seen, note);
+                visit(body, seen, note);
             }
-            Stmt::Let { value, .. } => visit_expr(value, note),
+            Stmt::Let { value, .. } => visit_expr(value, seen, note),
             Stmt::Store { buf, index, value } => {
                 note(*buf, value.lanes());
-                index.iter().for_each(|e| visit_expr(e, note));
-                visit_expr(value, note);
+                index.iter().for_each(|e| visit_expr(e, seen, note));
+                visit_expr(value, seen, note);
             }
             Stmt::If { cond, then, other } => {
-                visit_expr(cond, note);
-                visit(then, note);
-                visit(other, note);
+                visit_expr(cond, seen, note);
+                visit(then, seen, note);
+                visit(other, seen, note);
             }
         }
     }
 }
 
-fn visit_expr(e: &Expr, note: &mut impl FnMut(Buf, u16)) {
+fn visit_expr(e: &Expr, seen: &mut HashSet<usize>, note: &mut impl FnMut(Buf, u16)) {
+    if !seen.insert(e.id()) {
+        return;
+    }
     if let Node::Load(buf, _) = e.node() {
         note(*buf, e.lanes());
     }
-    e.children().into_iter().for_each(|c| visit_expr(c, note));
+    e.children().into_iter().for_each(|c| visit_expr(c, seen, note));
 }
 
 impl Cx<'_> {

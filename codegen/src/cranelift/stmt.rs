@@ -91,6 +91,7 @@ impl Cx<'_> {
         let stored = stored(body);
         stored.iter().for_each(|b| self.clobber(*b));
         self.push(ScopeKind::Loop, jump);
+        self.set_level(i);
         self.env.insert(var, Bind::Index(Poly::atom(i)));
         self.block(body)?;
         let next = self.b.ins().iadd_imm_s(i, 1);

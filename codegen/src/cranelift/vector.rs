@@ -304,10 +304,10 @@ impl Cx<'_> {
         if self.features.finite_f16 {
             return v;
         }
-        // Infinities and NaNs are now 2^16 and more.
-        let magnitude = self.pure().fabs(v);
-        let limit = self.const32(f, 0x4780_0000);
-        let special = self.pure().fcmp(FloatCC::GreaterThanOrEqual, magnitude, limit);
+        // Infinities and NaNs are now 2^16 and more; nothing else has a square of 2^32.
+        let square = self.pure().fmul(v, v);
+        let limit = self.const32(f, 0x4f80_0000);
+        let special = self.pure().fcmp(FloatCC::GreaterThanOrEqual, square, limit);
         let exponent = self.const32(t, 0x7f80_0000);
         let bits = self.bits(v, t);
         let exponent = if t.is_vector() {

@@ -9,6 +9,7 @@
 
 mod expr;
 pub mod interp;
+pub mod legalize;
 
 pub use expr::{BinOp, Buf, Expr, Node, UnOp, VTy, Var};
 
