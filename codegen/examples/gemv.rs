@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use marquetry_codegen::cranelift::{CraneliftOptions, compile};
-use marquetry_ir::DType;
 use marquetry_ir::loops::{Expr, Kernel, LoopKind, Node, Scope, Stmt, Var};
+use marquetry_ir::{DType, Syms};
 
 const K: i64 = 576;
 const N: i64 = 1536;
@@ -70,7 +70,7 @@ fn main() {
             ..CraneliftOptions::default()
         };
         let started = Instant::now();
-        let m = compile(&[gemv()], &opts).expect("compiles");
+        let m = compile(&[gemv()], &Syms::default(), &opts).expect("compiles");
         let compiled = started.elapsed();
         if show {
             println!("{}", m.asm(0).unwrap_or_default());

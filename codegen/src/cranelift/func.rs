@@ -236,6 +236,12 @@ impl<'a> Cx<'a> {
         let f = mem_flags();
         let ins = self.b.ins();
         let v = match kind {
+            // Without AVX, a comparison takes the load as its memory operand and traps on addresses that are not aligned
+            // (Cranelift 0.135). A cast in between prevents that.
+            LoadKind::Plain(types::F32X4) if self.features.keep_loads_apart => {
+                let v = ins.load(types::I8X16, f, at, offset);
+                self.bits(v, types::F32X4)
+            }
             LoadKind::Plain(t) => ins.load(t, f, at, offset),
             LoadKind::U16x4 => ins.uload16x4(f, at, offset),
             LoadKind::S16x4 => ins.sload16x4(f, at, offset),

@@ -23,7 +23,9 @@ use cranelift_codegen::{Context, FinalizedMachReloc};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::{FuncId, Linkage, Module, ModuleReloc, default_libcall_names};
+use marquetry_ir::Syms;
 use marquetry_ir::loops::legalize::legalize;
+use marquetry_ir::loops::verify::verify;
 use marquetry_ir::loops::{Buf, Kernel, Scope};
 use marquetry_ir::program::KernelFn;
 use thiserror::Error;
@@ -37,7 +39,15 @@ const MAX_LOCAL: i64 = 512 << 10;
 /// Why kernels were not compiled.
 #[derive(Debug, Error)]
 pub enum CodegenError {
-    /// The kernel asks for something that this backend does not do, or is not well formed.
+    /// The kernel is not well formed.
+    #[error("kernel `{kernel}` is not well formed: {what}")]
+    Invalid {
+        /// The kernel's name.
+        kernel: String,
+        /// All faults.
+        what: String,
+    },
+    /// The kernel asks for something that this backend does not do.
     #[error("kernel `{kernel}`: {what}")]
     Unsupported {
         /// The kernel's name.
@@ -70,7 +80,7 @@ pub struct CraneliftOptions {
     pub dot_instructions: bool,
     /// Assume that f16 inputs are finite: infinities and NaNs then read as numbers of 2^16 and more.
     pub finite_f16: bool,
-    /// Check the generated Cranelift IR.
+    /// Check the kernels and the generated Cranelift IR.
     pub verify: bool,
     /// Keep the assembly text of every kernel.
     pub disassemble: bool,
@@ -96,6 +106,8 @@ impl Default for CraneliftOptions {
 struct Features {
     dot: DotForm,
     finite_f16: bool,
+    /// Vector loads of floats must not become memory operands.
+    keep_loads_apart: bool,
 }
 
 /// Compiled kernels. The code lives as long as this value.
@@ -151,10 +163,19 @@ impl Drop for JitModule {
     }
 }
 
-/// Compiles kernels for the host.
-pub fn compile(kernels: &[Kernel], opts: &CraneliftOptions) -> Result<JitModule, CodegenError> {
+/// Compiles kernels for the host. `syms` declares the sizes they use.
+pub fn compile(kernels: &[Kernel], syms: &Syms, opts: &CraneliftOptions) -> Result<JitModule, CodegenError> {
+    if opts.verify {
+        for k in kernels {
+            let faults = verify(k, syms);
+            if !faults.is_empty() {
+                let what = faults.iter().map(|e| e.to_string()).collect::<Vec<_>>().join("; ");
+                return Err(CodegenError::Invalid { kernel: k.name.clone(), what });
+            }
+        }
+    }
     let isa = target(opts)?;
-    let features = Features { dot: dot_form(&*isa, opts), finite_f16: opts.finite_f16 };
+    let features = features(&*isa, opts);
     let done = compile_all(kernels, &*isa, features, opts)?;
 
     let memory = |e: cranelift_module::ModuleError| CodegenError::Memory(e.to_string());
@@ -204,18 +225,19 @@ fn target(opts: &CraneliftOptions) -> Result<OwnedTargetIsa, CodegenError> {
     isa.finish(settings::Flags::new(flags)).map_err(|e| host(&e))
 }
 
-fn dot_form(isa: &dyn TargetIsa, opts: &CraneliftOptions) -> DotForm {
+fn features(isa: &dyn TargetIsa, opts: &CraneliftOptions) -> Features {
     let flags = isa.isa_flags();
     let has = |name: &str| flags.iter().any(|f| f.name == name && f.as_bool() == Some(true));
-    if cfg!(target_arch = "x86_64") {
-        let vnni = has("has_avx_vnni") || has("has_avx512vnni") && has("has_avx512vl");
-        return match (vnni && opts.dot_instructions, has("has_ssse3")) {
-            (true, _) => DotForm::Tree,
-            (false, true) => DotForm::Pairs,
-            (false, false) => DotForm::Tree,
-        };
-    }
-    if has("has_dotprod") { DotForm::SignedTree } else { DotForm::Tree }
+    let x86 = cfg!(target_arch = "x86_64");
+    let vnni = has("has_avx_vnni") || has("has_avx512vnni") && has("has_avx512vl");
+    let dot = if x86 && !vnni && has("has_ssse3") {
+        DotForm::Pairs
+    } else if has("has_dotprod") {
+        DotForm::SignedTree
+    } else {
+        DotForm::Tree
+    };
+    Features { dot, finite_f16: opts.finite_f16, keep_loads_apart: x86 && !has("has_avx") }
 }
 
 /// A kernel's code before it has an address.

@@ -3,7 +3,7 @@
 use marquetry_codegen::cranelift::{CraneliftOptions, JitModule, compile};
 use marquetry_ir::loops::interp::{BufData, run};
 use marquetry_ir::loops::{Kernel, Scope};
-use marquetry_ir::{DType, Sym};
+use marquetry_ir::{DType, Sym, Syms};
 
 /// A small generator of pseudorandom numbers.
 pub struct Rng(pub u64);
@@ -93,8 +93,12 @@ pub fn execute(m: &JitModule, k: &Kernel, sizes: &[i64], args: &mut [BufData]) {
 pub fn check(k: &Kernel, sizes: &[i64], args: Vec<BufData>) -> Vec<BufData> {
     let mut want = args.clone();
     run(k, sizes, &mut want).unwrap_or_else(|e| panic!("interpreter: {e}\n{:#?}", k.body));
+    let mut syms = Syms::default();
+    for i in 0..sizes.len() {
+        syms.declare(&format!("n{i}"), 0, 1 << 20, 1);
+    }
     for opts in variants() {
-        let m = compile(std::slice::from_ref(k), &opts).unwrap_or_else(|e| panic!("{e}\n{:#?}", k.body));
+        let m = compile(std::slice::from_ref(k), &syms, &opts).unwrap_or_else(|e| panic!("{e}\n{:#?}", k.body));
         let mut got = args.clone();
         execute(&m, k, sizes, &mut got);
         for (i, decl) in k.buffers.iter().take(want.len()).enumerate() {

@@ -3,7 +3,7 @@
 use marquetry_codegen::cranelift::{CraneliftOptions, compile};
 use marquetry_ir::loops::interp::BufData;
 use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt, UnOp, Var, dim_expr};
-use marquetry_ir::{DType, Dim, Sym};
+use marquetry_ir::{DType, Dim, Sym, Syms};
 
 use crate::harness::{Rng, check};
 
@@ -171,7 +171,7 @@ fn gemv_of_bytes() {
 #[test]
 fn dot_products_are_single_instructions() {
     let opts = CraneliftOptions { disassemble: true, finite_f16: true, ..CraneliftOptions::default() };
-    let m = compile(&[gemv_q8(4, 3, 255)], &opts).unwrap();
+    let m = compile(&[gemv_q8(4, 3, 255)], &Syms::default(), &opts).unwrap();
     let asm = m.asm(0).unwrap();
     #[cfg(target_arch = "x86_64")]
     if std::is_x86_feature_detected!("avxvnni")

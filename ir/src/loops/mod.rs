@@ -10,6 +10,7 @@
 mod expr;
 pub mod interp;
 pub mod legalize;
+pub mod verify;
 
 pub use expr::{BinOp, Buf, Expr, Node, UnOp, VTy, Var};
 
