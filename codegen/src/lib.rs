@@ -1,1 +1,3 @@
-//! Placeholder.
+//! Code generators: each consumes scheduled kernels of the loop IR.
+
+pub mod cranelift;

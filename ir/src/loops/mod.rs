@@ -8,6 +8,9 @@
 //! * Reading an element before it was written yields an unspecified value.
 
 mod expr;
+pub mod interp;
+pub mod legalize;
+pub mod verify;
 
 pub use expr::{BinOp, Buf, Expr, Node, UnOp, VTy, Var};
 

@@ -1,0 +1,5 @@
+//! Compiled kernels against the interpreter.
+
+mod harness;
+mod kernels;
+mod random;
