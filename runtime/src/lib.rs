@@ -1,9 +1,16 @@
 //! Runs compiled programs: thread pool, buffers, persistent state, paged KV cache, sampling and the files they come from.
 //!
-//! `unsafe` lives in [`pool`] (the shared job), [`memory`] (allocation and maps) and [`module`] (kernel calls).
+//! `unsafe` lives in [`pool`] (the shared job), `memory` (allocation), `exec` (kernel calls) and `files` (maps).
 
 mod error;
+mod exec;
+mod extent;
+mod memory;
+mod module;
 pub mod pool;
 
 pub use error::RuntimeError;
+pub use extent::{check_extent, eval_extent};
+pub use memory::{ALIGN, AlignedBytes, Arena, MappedSlice, States, WeightData};
+pub use module::{Code, Function, KERNEL_ALIGN};
 pub use pool::{Pool, Worker};

@@ -166,7 +166,7 @@ impl Shared {
                 return (!self.stop.load(Ordering::Relaxed)).then_some(now);
             }
             turns += 1;
-            if turns % 64 != 0 {
+            if !turns.is_multiple_of(64) {
                 spin_loop();
                 continue;
             }
