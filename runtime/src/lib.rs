@@ -5,9 +5,11 @@
 mod error;
 mod exec;
 mod extent;
+pub mod kv;
 mod memory;
 mod module;
 pub mod pool;
+pub mod sampler;
 
 pub use error::RuntimeError;
 pub use extent::{check_extent, eval_extent};
