@@ -5,6 +5,7 @@
 mod error;
 mod exec;
 mod extent;
+pub mod files;
 pub mod kv;
 mod memory;
 mod module;
