@@ -219,7 +219,13 @@ impl Function {
         }
         for (port, bound) in self.outputs.iter().zip(&mut frame.outputs) {
             let Some((_, bytes)) = outputs.iter_mut().find(|(n, _)| *n == port.name) else { continue };
-            let pointer = if aligned(bytes) { bytes.as_mut_ptr() } else { staging.wrapping_add(bound.staging) };
+            let mut pointer = bytes.as_mut_ptr();
+            if !aligned(bytes) {
+                pointer = staging.wrapping_add(bound.staging);
+                // Elements that no kernel writes keep their value, as they do in aligned memory.
+                // SAFETY: as for inputs.
+                unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), pointer, bytes.len()) };
+            }
             bind(&mut frame.table, port, bound, pointer);
         }
 
