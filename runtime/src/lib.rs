@@ -1,1 +1,19 @@
-//! Placeholder.
+//! Runs compiled programs: thread pool, buffers, persistent state, paged KV cache, sampling and the files they come from.
+//!
+//! `unsafe` lives in [`pool`] (the shared job), `memory` (allocation), `exec` (kernel calls) and `files` (maps).
+
+mod error;
+mod exec;
+mod extent;
+pub mod files;
+pub mod kv;
+mod memory;
+mod module;
+pub mod pool;
+pub mod sampler;
+
+pub use error::RuntimeError;
+pub use extent::{check_extent, eval_extent};
+pub use memory::{ALIGN, AlignedBytes, Arena, MappedSlice, States, WeightData};
+pub use module::{Code, Function, KERNEL_ALIGN};
+pub use pool::{Pool, Worker};
