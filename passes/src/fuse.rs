@@ -224,16 +224,15 @@ impl<'a> Grouping<'a> {
             let leaving = self.leaving(&set);
             let next: BTreeSet<usize> =
                 leaving.iter().flat_map(|&i| self.users[i].iter().copied()).filter(|u| !set.contains(u)).collect();
-            let grown: BTreeSet<usize> = set.union(&next).copied().collect();
+            // Users that need other users first wait for their turn.
+            let ready: BTreeSet<usize> = next.into_iter().filter(|u| !self.reached(&set, *u)).collect();
             let fits = |&u: &usize| {
-                self.open(u)
-                    && self.op(u).class() == Class::Elementwise
-                    && sizes.contains(&Some(total(u)))
-                    && !self.reached(&grown, u)
+                self.open(u) && self.op(u).class() == Class::Elementwise && sizes.contains(&Some(total(u)))
             };
-            if next.is_empty() || leaving.iter().any(|&i| self.wanted[i]) || !next.iter().all(fits) {
+            if ready.is_empty() || leaving.iter().any(|&i| self.wanted[i]) || !ready.iter().all(fits) {
                 return best;
             }
+            let grown: BTreeSet<usize> = set.union(&ready).copied().collect();
             set = grown;
             if self.leaving(&set).len() == 1 {
                 best = set.clone();

@@ -1,0 +1,191 @@
+//! Index arithmetic: linear forms with known ranges, so that reshapes cost no divisions where none are needed.
+
+use std::collections::HashMap;
+
+use marquetry_ir::loops::{BinOp, Expr, Node, Var};
+use marquetry_ir::{Dim, Syms};
+
+/// Largest value of each loop variable (the smallest is 0); none where it is not known.
+#[derive(Clone, Debug, Default)]
+pub struct Ranges(HashMap<Var, i64>);
+
+/// `Σ coefficient * atom + constant`, atoms in order of first appearance.
+#[derive(Clone, Debug, Default)]
+struct Linear {
+    terms: Vec<(Expr, i64)>,
+    constant: i64,
+}
+
+impl Linear {
+    fn add_term(&mut self, atom: &Expr, c: i64) {
+        match self.terms.iter_mut().find(|(a, _)| a == atom) {
+            Some((_, k)) => *k = k.wrapping_add(c),
+            None => self.terms.push((atom.clone(), c)),
+        }
+        self.terms.retain(|(_, k)| *k != 0);
+    }
+
+    fn add(&mut self, o: &Linear, factor: i64) {
+        o.terms.iter().for_each(|(a, c)| self.add_term(a, c.wrapping_mul(factor)));
+        self.constant = self.constant.wrapping_add(o.constant.wrapping_mul(factor));
+    }
+
+    fn expr(&self) -> Expr {
+        let mut e = Expr::idx(0);
+        for (a, c) in &self.terms {
+            e = e + a.clone() * *c;
+        }
+        e + self.constant
+    }
+}
+
+fn linear(e: &Expr) -> Linear {
+    let mut out = Linear::default();
+    match e.node() {
+        Node::Int(v) => out.constant = *v,
+        Node::Binary(op @ (BinOp::Add | BinOp::Sub), a, b) => {
+            out = linear(a);
+            out.add(&linear(b), if *op == BinOp::Add { 1 } else { -1 });
+        }
+        Node::Binary(BinOp::Mul, a, b) => match (a.as_int(), b.as_int()) {
+            (_, Some(c)) => out.add(&linear(a), c),
+            (Some(c), _) => out.add(&linear(b), c),
+            _ => out.add_term(e, 1),
+        },
+        _ => out.add_term(e, 1),
+    }
+    out
+}
+
+impl Ranges {
+    /// Declares a loop variable with values `0..extent`.
+    pub fn declare(&mut self, v: Var, extent: i64) {
+        self.0.insert(v, extent - 1);
+    }
+
+    /// Smallest and largest value of an expression, when known.
+    pub fn of(&self, e: &Expr) -> Option<(i64, i64)> {
+        match e.node() {
+            Node::Int(v) => Some((*v, *v)),
+            Node::Var(v) => self.0.get(v).map(|hi| (0, *hi)),
+            Node::Binary(BinOp::Rem, _, m) => m.as_int().map(|m| (0, m - 1)),
+            Node::Binary(BinOp::Div, a, d) => {
+                let (d, (lo, hi)) = (d.as_int().filter(|d| *d > 0)?, self.of(a)?);
+                (lo >= 0).then_some((lo / d, hi / d))
+            }
+            Node::Binary(BinOp::Add | BinOp::Sub | BinOp::Mul, ..) => self.of_linear(&linear(e)),
+            _ => None,
+        }
+    }
+
+    fn of_linear(&self, l: &Linear) -> Option<(i64, i64)> {
+        let mut range = (l.constant, l.constant);
+        for (a, c) in &l.terms {
+            let is_sum = matches!(a.node(), Node::Binary(BinOp::Add | BinOp::Sub, ..));
+            let (lo, hi) = if is_sum { None } else { self.of(a) }?;
+            let (x, y) = if *c >= 0 { (lo * c, hi * c) } else { (hi * c, lo * c) };
+            range = (range.0.checked_add(x)?, range.1.checked_add(y)?);
+        }
+        Some(range)
+    }
+
+    /// Quotient and remainder of a non-negative index by a positive constant.
+    pub fn div_rem(&self, e: &Expr, by: i64) -> (Expr, Expr) {
+        let l = linear(e);
+        let mut multiple = Linear { constant: l.constant.div_euclid(by) * by, ..Linear::default() };
+        let mut rest = Linear { constant: l.constant.rem_euclid(by), ..Linear::default() };
+        for (a, c) in &l.terms {
+            if c % by == 0 { &mut multiple } else { &mut rest }.add_term(a, *c);
+        }
+        let mut quotient = Linear { constant: multiple.constant / by, ..Linear::default() };
+        multiple.terms.iter().for_each(|(a, c)| quotient.add_term(a, c / by));
+        match self.of_linear(&rest) {
+            Some((lo, hi)) if lo >= 0 && hi < by => (quotient.expr(), rest.expr()),
+            Some((lo, _)) if lo >= 0 => {
+                let r = rest.expr();
+                (quotient.expr() + r.clone() / by, r % by)
+            }
+            _ => (l.expr() / by, l.expr() % by),
+        }
+    }
+
+    /// An equal expression in linear form.
+    pub fn simplify(&self, e: &Expr) -> Expr {
+        linear(e).expr()
+    }
+}
+
+/// Coefficient of a variable in an index, and the index without it; none if it is not linear in the variable.
+pub fn coefficient(e: &Expr, v: Var) -> Option<(i64, Expr)> {
+    let mut l = linear(e);
+    let mut c = 0;
+    let at = l.terms.iter().position(|(a, _)| matches!(a.node(), Node::Var(x) if *x == v));
+    if let Some(at) = at {
+        c = l.terms.remove(at).1;
+    }
+    let rest = l.expr();
+    (!rest.uses(v)).then_some((c, rest))
+}
+
+/// Maps an index through `reshape`: the index into `from` of the element at `idx` of `to`.
+pub fn reshape(ranges: &Ranges, syms: &Syms, idx: &[Expr], to: &[Dim], from: &[Dim]) -> Option<Vec<Expr>> {
+    let _ = syms;
+    // Equal leading axes stay as they are; they may be symbolic.
+    let same = to.iter().zip(from).take_while(|(a, b)| a == b).count();
+    let mut flat = Expr::idx(0);
+    for (i, d) in idx.iter().zip(to).skip(same) {
+        // A leading symbolic extent needs no multiplication, since its index is added to zero.
+        flat = match (flat.as_int(), d.as_const()) {
+            (Some(0), _) => i.clone(),
+            (_, Some(d)) => flat * d + i.clone(),
+            (_, None) => return None,
+        };
+    }
+    let mut out = vec![];
+    for (n, d) in from.iter().enumerate().skip(same).rev() {
+        if n == same {
+            out.push(ranges.simplify(&flat));
+        } else {
+            let (q, r) = ranges.div_rem(&flat, d.as_const()?);
+            out.push(r);
+            flat = q;
+        }
+    }
+    if from.len() == same && flat.as_int() != Some(0) && idx.len() > same && ranges.of(&flat) != Some((0, 0)) {
+        return None;
+    }
+    out.extend(idx[..same].iter().rev().cloned());
+    out.reverse();
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn divisions_vanish_where_ranges_allow() {
+        let mut r = Ranges::default();
+        let (h, d) = (Var(0), Var(1));
+        r.declare(h, 9);
+        r.declare(d, 64);
+        let flat = Expr::var(h) * 64 + Expr::var(d) + 576;
+        let (q, m) = r.div_rem(&flat, 64);
+        assert_eq!(r.simplify(&q), r.simplify(&(Expr::var(h) + 9)));
+        assert_eq!(m, r.simplify(&Expr::var(d)));
+    }
+
+    #[test]
+    fn reshape_keeps_leading_axes() {
+        let mut r = Ranges::default();
+        let (t, f, x) = (Var(0), Var(1), Var(2));
+        r.declare(f, 16);
+        r.declare(x, 8);
+        let dims = |d: &[i64]| d.iter().map(|&d| Dim::from(d)).collect::<Vec<_>>();
+        let idx = [Expr::var(t), Expr::var(f) * 8 + Expr::var(x)];
+        let got = reshape(&r, &Syms::default(), &idx, &dims(&[7, 128]), &dims(&[7, 16, 1, 8])).unwrap();
+        let want = [Expr::var(t), Expr::var(f), Expr::idx(0), Expr::var(x)];
+        let simple: Vec<Expr> = got.iter().map(|e| r.simplify(e)).collect();
+        assert_eq!(simple, want.iter().map(|e| r.simplify(e)).collect::<Vec<_>>());
+    }
+}
