@@ -104,6 +104,16 @@ fn row_79_nesting() {
 }
 
 #[test]
+fn values_nested_by_a_loop_do_not_exhaust_the_stack() {
+    let grow = "{% set ns = namespace(x=1) %}{% for i in range(9000) %}{% for j in range(9000) %}{% set ns.x = [ns.x] %}{% endfor %}{% endfor %}";
+    refused(grow, "TPL002", "stopped after");
+    let nested = "{% set ns = namespace(x=1) %}{% for i in range(60000) %}{% set ns.x = [ns.x] %}{% endfor %}";
+    for end in ["{{ ns.x|tojson }}", "{{ ns.x }}", "{{ ns.x == [ns.x] }}", "{{ ns.x|string|length }}"] {
+        let _ = render(&format!("{nested}{end}"));
+    }
+}
+
+#[test]
 fn row_80_escapes() {
     for (source, text) in [("{{ ''.__class__ }}", ""), ("{{ messages.__globals__ }}", "")] {
         assert_eq!(render(source).unwrap(), text);

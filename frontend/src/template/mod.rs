@@ -33,8 +33,9 @@ const FUEL: u64 = 1_000_000;
 const MAX_SOURCE: usize = 512 << 10;
 /// Bytes that a rendering may give.
 const MAX_OUTPUT: usize = 16 << 20;
-/// The compiler recurses over long chains such as `a + a + ...`; it runs on a stack that bounds what a source can ask for.
-const COMPILE_STACK: usize = 512 << 20;
+/// The engine recurses over long chains such as `a + a + ...` and over values nested by a loop. Sources and steps are limited, so
+/// this stack is enough for the worst of them; its pages cost nothing until they are used.
+const STACK: usize = 512 << 20;
 const NAME: &str = "chat";
 
 /// What is wrong with a template or its rendering. [`TemplateError::code`] is stable; messages may change.
@@ -120,6 +121,7 @@ impl ChatTemplate {
             let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
             env.set_syntax(syntax);
             env.set_auto_escape_callback(|_| AutoEscape::None);
+            env.set_debug(false);
             env.set_fuel(Some(FUEL));
             env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
             env.add_function("raise_exception", functions::raise_exception);
@@ -127,11 +129,7 @@ impl ChatTemplate {
             env.add_template_owned(NAME, text)?;
             Ok(env)
         };
-        let thread = std::thread::Builder::new().stack_size(COMPILE_STACK).spawn(compile);
-        let broken = |what: &str| TemplateError::Size { what: what.to_owned() };
-        let thread = thread.map_err(|_| broken("there is not enough memory to compile it"))?;
-        let compiled: Result<Environment<'static>, Error> =
-            thread.join().map_err(|_| broken("it cannot be compiled"))?;
+        let compiled: Result<Environment<'static>, Error> = on_large_stack(compile)?;
         match compiled {
             Ok(environment) => Ok(ChatTemplate { environment, source }),
             Err(e) => Err(explain(&e, &source)),
@@ -158,14 +156,25 @@ impl ChatTemplate {
         env.add_filter("tojson", move |value: &Value, args| functions::tojson(value, &args, &used, MAX_OUTPUT));
         let now = options.now.unwrap_or_else(SystemTime::now);
         env.add_function("strftime_now", move |format: &str| functions::strftime(format, now));
-        let mut out = Limited(Vec::new());
-        let template = env.get_template(NAME).map_err(|e| explain(&e, &self.source))?;
-        let done = template.render_captured_to(Value::from(Serde(&context)), &mut out).map(drop);
-        match done {
-            Ok(()) => Ok(String::from_utf8_lossy(&out.0).into_owned()),
-            Err(e) => Err(explain(&e, &self.source)),
-        }
+        // Errors may hold values of the template, so they too must end on the large stack.
+        let run = move || {
+            let mut out = Limited(Vec::new());
+            let template = env.get_template(NAME);
+            let done = template.and_then(|t| t.render_captured_to(Value::from(Serde(&context)), &mut out).map(drop));
+            done.map(|()| out.0).map_err(|e| explain(&e, &self.source))
+        };
+        on_large_stack(run)?.map(|text| String::from_utf8_lossy(&text).into_owned())
     }
+}
+
+/// Runs what may recurse deeply. A panic of the engine becomes an error.
+fn on_large_stack<T: Send>(run: impl FnOnce() -> T + Send) -> Result<T, TemplateError> {
+    let broken = |what: &str| TemplateError::Size { what: what.to_owned() };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, run);
+        let thread = thread.map_err(|_| broken("there is not enough address space to run it"))?;
+        thread.join().map_err(|_| broken("the template engine failed on it"))
+    })
 }
 
 /// Collects output up to the limit.
