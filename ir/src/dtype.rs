@@ -227,6 +227,21 @@ impl Packed {
     }
 }
 
+/// Byte offsets of the planes of an `[n, k]` matrix in a packed buffer, and the size of the whole. Planes begin at multiples
+/// of 64 bytes: for [`Elem::Packed`] data, scales, minima; one plane for every other type that has a fixed size.
+pub fn plane_offsets(elem: Elem, n: usize, k: usize) -> ([usize; 3], usize) {
+    let bytes = match elem {
+        Elem::Packed(p) => p.plane_bytes(n, k),
+        Elem::Rows8(d) => [n.next_multiple_of(8) * k * d.size(), 0, 0],
+        Elem::Scalar(d) => [n * k * d.size(), 0, 0],
+        Elem::Gguf(t) => [n * k / t.block_len() * t.block_bytes(), 0, 0],
+        Elem::Act8 => [n * k, n * k / 32 * 4, n * k / 16 * 4],
+    };
+    let second = bytes[0].next_multiple_of(64);
+    let third = second + bytes[1].next_multiple_of(64);
+    ([0, second, third], third + bytes[2].next_multiple_of(64))
+}
+
 /// Element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Elem {

@@ -9,4 +9,4 @@ pub mod quant;
 pub mod text;
 
 pub use dim::{Dim, Proof, Sym, SymDecl, Syms};
-pub use dtype::{DType, Elem, GgufType, Packed};
+pub use dtype::{DType, Elem, GgufType, Packed, plane_offsets};

@@ -22,6 +22,8 @@ pub enum Place {
     State(u32),
     /// A plane of a packed weight: position in [`Program::weights`] and byte offset in it.
     Weight(u32, u64),
+    /// Constants of the program: position in [`Program::constants`].
+    Constant(u32),
     /// The arena, at a byte offset that holds for every admissible size.
     Arena(u64),
 }
@@ -85,6 +87,8 @@ pub struct Program {
     pub syms: Syms,
     /// Packed weights.
     pub weights: Vec<Weight>,
+    /// Vectors of f32 constants, by their bits.
+    pub constants: Vec<Vec<u32>>,
     /// Persistent tensors.
     pub states: Vec<State>,
     /// Buffers.

@@ -111,6 +111,7 @@ fn programs_read_back() {
         buffers: vec![],
         kernels: vec![qlinear(), Kernel::new("empty")],
         launches: vec![],
+        constants: vec![vec![0x3f80_0000, 0x7fc0_0001]],
         arena_bytes: u64::MAX,
     };
     let places = [
@@ -118,6 +119,7 @@ fn programs_read_back() {
         Place::Output("logits".into()),
         Place::State(0),
         Place::Weight(1, 1 << 40),
+        Place::Constant(0),
         Place::Arena(64),
     ];
     for (i, place) in places.into_iter().enumerate() {
@@ -186,7 +188,7 @@ fn errors_name_place_and_expectation() {
         ),
         (
             "program @p arena 0 { buffer %x: f32 nowhere }",
-            "1:37: IR001: expected a place: `input`, `output`, `state`, `weight` or `arena`, found `nowhere`",
+            "1:37: IR001: expected a place: `input`, `output`, `state`, `weight`, `constant` or `arena`, found `nowhere`",
         ),
     ];
     for (text, want) in cases {

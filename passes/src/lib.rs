@@ -4,7 +4,9 @@ pub mod bind;
 pub mod canon;
 pub mod eqsat;
 pub mod fuse;
+pub mod manager;
 pub mod outline;
+pub mod schedule;
 
 /// What a compilation may do to numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

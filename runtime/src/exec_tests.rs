@@ -94,6 +94,7 @@ fn program() -> Program {
             kernel("shift", &[("y", d(), In), ("t", one(), In), ("o", d(), Out)], extent()),
         ],
         launches: vec![launch(0, &[0, 1, 2], false), launch(1, &[2, 3], true), launch(2, &[2, 3, 4], true)],
+        constants: vec![],
         arena_bytes: 64 + 1000 * F as u64,
         syms,
     }

@@ -120,7 +120,14 @@ pub struct Function {
     pub(crate) code: Code,
     /// The pointer table holds addresses inside these.
     _weights: Vec<Arc<WeightData>>,
+    _constants: Vec<WeightData>,
     pub(crate) frame: Mutex<Frame>,
+}
+
+/// The bytes of a constant, aligned for kernels.
+fn constant(bits: &[u32]) -> Result<WeightData, RuntimeError> {
+    let bytes: Vec<u8> = bits.iter().flat_map(|b| b.to_le_bytes()).collect();
+    WeightData::copy(&bytes)
 }
 
 fn wrong(what: String) -> RuntimeError {
@@ -232,6 +239,12 @@ impl Checker<'_> {
                 };
                 self.fits(b, *at, weight.len() as u64, &format!("weight {w}"))
             }
+            Place::Constant(c) => {
+                let Some(constant) = program.constants.get(*c as usize) else {
+                    return Err(wrong(format!("buffer `{}` is constant {c} of {}", b.name, program.constants.len())));
+                };
+                self.fits(b, 0, 4 * constant.len() as u64, &format!("constant {c}"))
+            }
             Place::State(s) => {
                 let Some(state) = program.states.get(*s as usize) else {
                     return Err(wrong(format!("buffer `{}` is state {s} of {}", b.name, program.states.len())));
@@ -255,7 +268,7 @@ impl Checker<'_> {
         if decl.dtype != b.dtype {
             return Err(wrong(format!("{who} has element type {}, buffer `{}` has {}", decl.dtype, b.name, b.dtype)));
         }
-        if decl.scope != Scope::In && matches!(b.place, Place::Input(_) | Place::Weight(..)) {
+        if decl.scope != Scope::In && matches!(b.place, Place::Input(_) | Place::Weight(..) | Place::Constant(_)) {
             return Err(wrong(format!("{who} is written, but buffer `{}` is read only", b.name)));
         }
         let who = format!("{who} on buffer `{}`", b.name);
@@ -284,6 +297,7 @@ impl Function {
                 )));
             }
         }
+        let constants = program.constants.iter().map(|c| constant(c)).collect::<Result<Vec<_>, _>>()?;
         let mut checker = Checker { program: &program, guards: vec![], seen: HashSet::new() };
         for s in &program.states {
             checker.shape(&s.shape, &format!("state `{}`", s.name))?;
@@ -342,6 +356,7 @@ impl Function {
                     Place::Output(n) => outputs.iter_mut().filter(|p| p.name == *n).for_each(|p| p.entries.push(entry)),
                     Place::State(s) => state_entries.push((entry, *s)),
                     Place::Arena(at) => arena_entries.push((entry, *at as usize)),
+                    Place::Constant(c) => pointer = constants[*c as usize].as_ptr().cast_mut(),
                     // The range was checked above, so the sum stays inside the weight.
                     Place::Weight(w, at) => {
                         pointer = weights[*w as usize].as_ptr().cast_mut().wrapping_add(*at as usize);
@@ -371,6 +386,7 @@ impl Function {
             guards,
             code,
             _weights: weights,
+            _constants: constants,
             frame,
         })
     }

@@ -483,6 +483,7 @@ fn read_program(l: &mut Lexer<'_>) -> Result<Program, ParseError> {
         name,
         syms: Syms::default(),
         weights: vec![],
+        constants: vec![],
         states: vec![],
         buffers: vec![],
         kernels: vec![],
@@ -504,6 +505,8 @@ fn read_program(l: &mut Lexer<'_>) -> Result<Program, ParseError> {
             p.syms.0.push(sym(l)?);
         } else if l.eat_word("weight") {
             p.weights.push(weight(l)?);
+        } else if l.eat_word("constant") {
+            p.constants.push(l.list("[", "]", |l| l.uint_as("the bits of an f32"))?);
         } else if l.eat_word("state") {
             let name = l.percent("a state such as `%name`")?;
             l.expect(":")?;
@@ -565,12 +568,13 @@ fn weight(l: &mut Lexer<'_>) -> Result<Weight, ParseError> {
 }
 
 fn place(l: &mut Lexer<'_>) -> Result<Place, ParseError> {
-    const WHAT: &str = "a place: `input`, `output`, `state`, `weight` or `arena`";
+    const WHAT: &str = "a place: `input`, `output`, `state`, `weight`, `constant` or `arena`";
     let wrong = l.expected(WHAT);
     match l.ident(WHAT)? {
         "input" => Ok(Place::Input(l.string("the name of an input, in quotes")?)),
         "output" => Ok(Place::Output(l.string("the name of an output, in quotes")?)),
         "state" => Ok(Place::State(l.uint_as("the number of a state")?)),
+        "constant" => Ok(Place::Constant(l.uint_as("the number of a constant")?)),
         "arena" => Ok(Place::Arena(l.uint("a byte offset")?)),
         "weight" => {
             let i = l.uint_as("the number of a weight")?;

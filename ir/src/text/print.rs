@@ -35,6 +35,10 @@ pub fn print_program(p: &Program) -> String {
         let (sources, shape) = (sources.join(", "), shape.join(", "));
         line(&mut out, 1, format_args!("weight [{sources}]{how}: {} -> {}[{shape}]", w.from, w.elem));
     }
+    for c in &p.constants {
+        let bits: Vec<String> = c.iter().map(|b| format!("{b:#x}")).collect();
+        line(&mut out, 1, format_args!("constant [{}]", bits.join(", ")));
+    }
     for s in &p.states {
         line(&mut out, 1, format_args!("state {}: {}", sigil('%', &s.name), array(s.dtype, &s.shape, syms)));
     }
@@ -44,6 +48,7 @@ pub fn print_program(p: &Program) -> String {
             Place::Output(n) => format!("output {}", quote(n)),
             Place::State(i) => format!("state {i}"),
             Place::Weight(i, at) => format!("weight {i} + {at}"),
+            Place::Constant(i) => format!("constant {i}"),
             Place::Arena(at) => format!("arena {at}"),
         };
         line(&mut out, 1, format_args!("buffer {}: {} {place}", sigil('%', &b.name), array(b.dtype, &b.shape, syms)));

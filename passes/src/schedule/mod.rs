@@ -1,0 +1,1 @@
+//! Schedules: rewrites of loop nests that keep their meaning, recorded in the kernel's trace.
