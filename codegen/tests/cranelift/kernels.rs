@@ -380,3 +380,39 @@ fn casts() {
         }
     }
 }
+
+#[test]
+fn many_kernels_on_many_threads() {
+    fn shared<T: Send + Sync>(_: &T) {}
+    let kernels: Vec<Kernel> = (0..40).map(|i| gemv_q8(2 + i % 3, 3, 127)).collect();
+    let m =
+        compile(&kernels, &Syms::default(), &CraneliftOptions { threads: 4, ..CraneliftOptions::default() }).unwrap();
+    shared(&m);
+    assert_eq!(m.len(), 40);
+    let mut rng = Rng(9);
+    let args: Vec<BufData> = kernels[0].buffers[..5]
+        .iter()
+        .map(|b| rng.data(b.dtype, b.shape.iter().map(|d| d.as_const().unwrap() as usize).product()))
+        .collect();
+    let args = args.into_iter().enumerate().map(|(i, mut a)| {
+        if i == 0 {
+            a.bytes.iter_mut().for_each(|b| *b &= 127);
+        }
+        a
+    });
+    check(&kernels[0], &[], args.collect());
+}
+
+#[test]
+fn errors_name_the_kernel() {
+    let mut k = Kernel::new("wrong");
+    let a = k.buffer("a", DType::F32, vec![4.into()], Scope::In);
+    k.body = vec![store(a, vec![Expr::idx(0)], Expr::float(1.0))];
+    let e = |verify| {
+        let opts = CraneliftOptions { verify, ..CraneliftOptions::default() };
+        compile(std::slice::from_ref(&k), &Syms::default(), &opts).err().map(|e| e.to_string())
+    };
+    let well_formed = "kernel `wrong` is not well formed: store to `a`: the buffer is only read";
+    assert_eq!(e(true).as_deref(), Some(well_formed));
+    assert_eq!(e(false).as_deref(), Some("kernel `wrong`: store to `a`, which is only read"));
+}
