@@ -8,10 +8,11 @@ use super::func::{Cx, R, Val};
 /// How products of four bytes are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DotForm {
-    /// A tree of widening products, exact on every target; the instruction selection knows it on x86 with VNNI and on
-    /// aarch64 with `i8mm`.
+    /// A tree of widening products, exact on every target; the instruction selection knows it on x86 with VNNI.
     Tree,
-    /// The same with both factors signed, for `w_max` up to 127: one instruction on aarch64 with `dotprod`.
+    /// The same with the factors in the order that it knows on aarch64 with `i8mm`.
+    UnsignedFirst,
+    /// For aarch64: both factors signed where `w_max` is up to 127, which is one instruction with `dotprod`.
     SignedTree,
     /// Saturating 16-bit sums of pairs, for x86 with SSSE3; large bytes are split in two.
     Pairs,
@@ -44,8 +45,11 @@ impl Cx<'_> {
         } else {
             (self.pure().uwiden_low(w), self.pure().uwiden_high(w))
         };
-        let lo = self.pure().imul(x_lo, w_lo);
-        let hi = self.pure().imul(x_hi, w_hi);
+        let (lo, hi) = if self.features.dot == DotForm::UnsignedFirst {
+            (self.pure().imul(w_lo, x_lo), self.pure().imul(w_hi, x_hi))
+        } else {
+            (self.pure().imul(x_lo, w_lo), self.pure().imul(x_hi, w_hi))
+        };
         let lo = self.pairs(lo);
         let hi = self.pairs(hi);
         let sum = self.pure().iadd_pairwise(lo, hi);

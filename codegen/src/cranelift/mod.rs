@@ -6,6 +6,7 @@
 mod dot;
 mod expr;
 mod func;
+mod half;
 mod index;
 mod regs;
 mod stmt;
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::{AbiParam, Function, InstBuilder, Signature, StackSlotData, StackSlotKind, types};
-use cranelift_codegen::isa::{CallConv, OwnedTargetIsa, TargetIsa};
+use cranelift_codegen::isa::{self, CallConv, OwnedTargetIsa, TargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_codegen::{Context, FinalizedMachReloc};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
@@ -199,16 +200,38 @@ pub fn compile(kernels: &[Kernel], syms: &Syms, opts: &CraneliftOptions) -> Resu
     Ok(JitModule { code: Mutex::new(Some(module)), kernels })
 }
 
-fn target(opts: &CraneliftOptions) -> Result<OwnedTargetIsa, CodegenError> {
+/// Assembly text of one kernel for another machine: `triple` as in `aarch64-unknown-linux`, `features` by Cranelift's names.
+pub fn assembly(
+    kernel: &Kernel,
+    triple: &str,
+    features_on: &[&str],
+    opts: &CraneliftOptions,
+) -> Result<String, CodegenError> {
     let host = |e: &dyn std::fmt::Display| CodegenError::Host(e.to_string());
+    let mut builder = isa::lookup_by_name(triple).map_err(|e| host(&e))?;
+    for f in features_on {
+        builder.enable(f).map_err(|e| host(&e))?;
+    }
+    let isa = builder.finish(flags(opts)?).map_err(|e| host(&e))?;
+    let opts = CraneliftOptions { disassemble: true, ..opts.clone() };
+    let c = compile_one(kernel, &*isa, features(&*isa, &opts), &opts)?;
+    Ok(c.asm.unwrap_or_default())
+}
+
+fn flags(opts: &CraneliftOptions) -> Result<settings::Flags, CodegenError> {
     let mut flags = settings::builder();
     let verify = if opts.verify { "true" } else { "false" };
     // The schedule is the optimizer; Cranelift's would undo its order.
     for (name, value) in
         [("opt_level", "none"), ("is_pic", "false"), ("use_colocated_libcalls", "false"), ("enable_verifier", verify)]
     {
-        flags.set(name, value).map_err(|e| host(&e))?;
+        flags.set(name, value).map_err(|e| CodegenError::Host(e.to_string()))?;
     }
+    Ok(settings::Flags::new(flags))
+}
+
+fn target(opts: &CraneliftOptions) -> Result<OwnedTargetIsa, CodegenError> {
+    let host = |e: &dyn std::fmt::Display| CodegenError::Host(e.to_string());
     let mut isa = cranelift_native::builder_with_options(opts.host_features).map_err(|e| host(&e))?;
     if !opts.dot_instructions && opts.host_features {
         let names: &[&str] = if cfg!(target_arch = "x86_64") {
@@ -222,17 +245,19 @@ fn target(opts: &CraneliftOptions) -> Result<OwnedTargetIsa, CodegenError> {
             isa.set(name, "false").map_err(|e| host(&e))?;
         }
     }
-    isa.finish(settings::Flags::new(flags)).map_err(|e| host(&e))
+    isa.finish(flags(opts)?).map_err(|e| host(&e))
 }
 
 fn features(isa: &dyn TargetIsa, opts: &CraneliftOptions) -> Features {
     let flags = isa.isa_flags();
     let has = |name: &str| flags.iter().any(|f| f.name == name && f.as_bool() == Some(true));
-    let x86 = cfg!(target_arch = "x86_64");
+    let x86 = isa.name() == "x64";
     let vnni = has("has_avx_vnni") || has("has_avx512vnni") && has("has_avx512vl");
     let dot = if x86 && !vnni && has("has_ssse3") {
         DotForm::Pairs
-    } else if has("has_dotprod") {
+    } else if has("has_i8mm") {
+        DotForm::UnsignedFirst
+    } else if isa.name() == "aarch64" {
         DotForm::SignedTree
     } else {
         DotForm::Tree

@@ -93,7 +93,10 @@ impl Cx<'_> {
             return Err(format!("index of register buffer `{name}` is no constant"));
         };
         let Some(file) = &self.regs[buf.0 as usize] else { return Err(format!("`{name}` has no registers")) };
-        let (at, chunk) = (at as usize, file.chunk);
+        let Some(at) = usize::try_from(at).ok().filter(|a| *a < 1 << 32) else {
+            return Err(format!("element {at} is outside register buffer `{name}`"));
+        };
+        let chunk = file.chunk;
         if !at.is_multiple_of(lanes) || !lanes.is_multiple_of(chunk) && lanes != 1 {
             return Err(format!("access of {lanes} lanes at {at} of register buffer `{name}`"));
         }

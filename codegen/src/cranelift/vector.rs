@@ -2,7 +2,7 @@
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::immediates::Ieee32;
-use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
+use cranelift_codegen::ir::{InstBuilder, Value, types};
 use marquetry_ir::DType;
 use marquetry_ir::loops::BinOp;
 
@@ -135,7 +135,7 @@ impl Cx<'_> {
     }
 
     /// Each lane twice as wide, by sign or zeros.
-    fn double(&mut self, a: &[Value], lanes: usize, width: usize, signed: bool) -> Vec<Value> {
+    pub fn double(&mut self, a: &[Value], lanes: usize, width: usize, signed: bool) -> Vec<Value> {
         let mut p = Vec::new();
         for i in 0..pieces(lanes, 2 * width) {
             let v = a[i / 2];
@@ -265,76 +265,6 @@ impl Cx<'_> {
             rest = (0..half).map(|i| self.binary_piece(op, a.dt, rest[i], rest[i + half])).collect::<R<_>>()?;
         }
         Ok(Val::new(rest, 1, a.dt))
-    }
-
-    fn half_to_f32(&mut self, a: Val) -> R<Val> {
-        let lanes = a.lanes;
-        let (wide, f) = if a.is_vector() { (types::I32X4, types::F32X4) } else { (types::I32, types::F32) };
-        let f16 = a.dt == DType::F16;
-        let p = if a.is_vector() {
-            self.double(&a.p, lanes, 2, f16)
-        } else if f16 {
-            vec![self.pure().sextend(wide, a.p[0])]
-        } else {
-            vec![self.pure().uextend(wide, a.p[0])]
-        };
-        let mut out = Vec::new();
-        for v in p {
-            out.push(if f16 {
-                self.f16_to_f32(v)
-            } else {
-                let v = self.pure().ishl_imm_u(v, 16);
-                self.bits(v, f)
-            });
-        }
-        Ok(Val::new(out, lanes, DType::F32))
-    }
-
-    /// f32 from sign-extended bits of f16, exact. NaN payloads are kept.
-    pub fn f16_to_f32(&mut self, v: Value) -> Value {
-        let t = self.ty(v);
-        let f = if t.is_vector() { types::F32X4 } else { types::F32 };
-        let v = self.pure().ishl_imm_u(v, 13);
-        let mask = self.const32(t, 0x8fff_e000);
-        let v = self.pure().band(v, mask);
-        // The exponent is still biased for f16; the product also normalizes subnormal numbers.
-        let v = self.bits(v, f);
-        let scale = self.const32(f, 0x7780_0000);
-        let v = self.pure().fmul(v, scale);
-        if self.features.finite_f16 {
-            return v;
-        }
-        // Infinities and NaNs are now 2^16 and more; nothing else has a square of 2^32.
-        let square = self.pure().fmul(v, v);
-        let limit = self.const32(f, 0x4f80_0000);
-        let special = self.pure().fcmp(FloatCC::GreaterThanOrEqual, square, limit);
-        let exponent = self.const32(t, 0x7f80_0000);
-        let bits = self.bits(v, t);
-        let exponent = if t.is_vector() {
-            self.pure().band(special, exponent)
-        } else {
-            let zero = self.pure().iconst(types::I32, 0);
-            self.pure().select(special, exponent, zero)
-        };
-        let bits = self.pure().bor(bits, exponent);
-        self.bits(bits, f)
-    }
-
-    /// A 32-bit constant, in every lane of a vector.
-    pub fn const32(&mut self, t: Type, bits: u32) -> Value {
-        if t.is_vector() {
-            let mut bytes = [0; 16];
-            bytes.chunks_mut(4).for_each(|c| c.copy_from_slice(&bits.to_le_bytes()));
-            self.vconst(t, bytes)
-        } else if t.is_float() {
-            self.pure().f32const(Ieee32::with_bits(bits))
-        } else {
-            self.pure().iconst(t, i64::from(bits))
-        }
-    }
-
-    fn f32_to_half(&mut self, _a: Val, to: DType) -> R<Val> {
-        Err(format!("cast of f32 to {to}"))
     }
 }
 

@@ -1,11 +1,11 @@
 //! Hand-made kernels with the schedules that matter.
 
-use marquetry_codegen::cranelift::{CraneliftOptions, compile};
+use marquetry_codegen::cranelift::{CraneliftOptions, assembly, compile};
 use marquetry_ir::loops::interp::BufData;
 use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt, UnOp, Var, dim_expr};
 use marquetry_ir::{DType, Dim, Sym, Syms};
 
-use crate::harness::{Rng, check};
+use crate::harness::{Rng, check, execute};
 
 fn var(v: Var) -> Expr {
     Expr::var(v)
@@ -185,6 +185,50 @@ fn dot_products_are_single_instructions() {
     assert!(m.code_size() > 0 && !asm.is_empty());
 }
 
+#[test]
+fn dot_products_on_aarch64() {
+    let opts = CraneliftOptions::default();
+    let asm =
+        |w_max, features: &[&str]| assembly(&gemv_q8(4, 3, w_max), "aarch64-unknown-linux", features, &opts).unwrap();
+    assert_eq!(asm(127, &["has_dotprod"]).matches("sdot").count(), 16);
+    assert_eq!(asm(255, &["has_dotprod", "has_i8mm"]).matches("usdot").count(), 16);
+    assert!(!asm(255, &["has_dotprod"]).contains("dot"));
+    assert!(asm(15, &[]).contains("smull"));
+}
+
+/// Functions that become arithmetic give the same bits by vectors, by scalars and in the interpreter.
+#[test]
+fn transcendental_functions() {
+    for op in [UnOp::Exp, UnOp::Log, UnOp::Sin, UnOp::Cos, UnOp::Tanh, UnOp::Erf] {
+        let mut k = Kernel::new(format!("{op:?}"));
+        let a = k.buffer("a", DType::F32, vec![64.into(), 16.into()], Scope::In);
+        let b = k.buffer("b", DType::F32, vec![64.into(), 16.into()], Scope::Out);
+        let c = k.buffer("c", DType::F32, vec![64.into(), 16.into()], Scope::Out);
+        let [i, j] = ["i", "j"].map(|v| k.fresh(v));
+        let (at, one) = (vec![var(i), Expr::idx(0)], vec![var(i), var(j)]);
+        let wide = Expr::unary(op, vload(&k, a, at.clone(), 16));
+        let single = Expr::unary(op, k.load(a, one.clone()));
+        let body = vec![store(b, at, wide), for_(j, Expr::idx(16), LoopKind::Serial, vec![store(c, one, single)])];
+        k.body = vec![for_(i, Expr::idx(64), LoopKind::Parallel, body)];
+        let mut legal = k.clone();
+        marquetry_ir::loops::legalize::legalize(&mut legal);
+        let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 88.9, -100.0, 1e-30];
+        let values: Vec<f32> = special.into_iter().chain((0..1016).map(|i| (i as f32 - 508.0) * 0.17)).collect();
+        let zeros = BufData::zeros(DType::F32, 1024);
+        let args = vec![BufData::from_f32(&values), zeros.clone(), zeros];
+        let legal_out = check(&legal, &[], args.clone());
+        let bits = |b: &BufData| -> Vec<u32> {
+            b.to_f32().iter().map(|v| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }).collect()
+        };
+        assert_eq!(bits(&legal_out[1]), bits(&legal_out[2]));
+        // The backend expands them by itself, too.
+        let m = compile(&[k.clone()], &Syms::default(), &CraneliftOptions::default()).unwrap();
+        let mut got = args;
+        execute(&m, &k, &[], &mut got);
+        assert_eq!(bits(&got[1]), bits(&legal_out[1]));
+    }
+}
+
 /// Rows of floats to signed bytes with one scale each.
 #[test]
 fn quantize_to_bytes() {
@@ -243,6 +287,29 @@ fn halves_to_f32() {
     }
 }
 
+/// Rounding to 16-bit floats, with values around every boundary.
+#[test]
+fn f32_to_halves() {
+    for dt in [DType::F16, DType::BF16] {
+        let mut k = Kernel::new("to_halves");
+        let a = k.buffer("a", DType::F32, vec![65536.into(), 8.into()], Scope::In);
+        let b = k.buffer("b", dt, vec![65536.into(), 8.into()], Scope::Out);
+        let c = k.buffer("c", dt, vec![65536.into()], Scope::Out);
+        let i = k.fresh("i");
+        let (at, last) = (vec![var(i), Expr::idx(0)], vec![var(i), Expr::idx(7)]);
+        let body =
+            vec![store(b, at.clone(), vload(&k, a, at, 8).cast(dt)), store(c, vec![var(i)], k.load(a, last).cast(dt))];
+        k.body = vec![for_(i, Expr::idx(65536), LoopKind::Parallel, body)];
+        let mut rng = Rng(8);
+        let mut data = BufData::zeros(DType::F32, 65536 * 8);
+        for (n, c) in data.bytes.chunks_mut(4).enumerate() {
+            let low = [0, 1, 0xfff, 0x1000, 0x1001, 0x7fff, 0x8000, rng.next() as u32 & 0xffff][n % 8];
+            c.copy_from_slice(&(((n / 8) as u32) << 16 | low).to_le_bytes());
+        }
+        check(&k, &[], vec![data, BufData::zeros(dt, 65536 * 8), BufData::zeros(dt, 65536)]);
+    }
+}
+
 /// A causal mask by `select`, `if` on a size, and scratch memory.
 #[test]
 fn masks_branches_and_scratch() {
@@ -278,8 +345,9 @@ fn masks_branches_and_scratch() {
 fn casts() {
     let all = [DType::F32, DType::I64, DType::I32, DType::U32, DType::I16, DType::I8, DType::U8, DType::Bool];
     let mut rng = Rng(7);
-    for from in all.into_iter().chain([DType::F16, DType::BF16]) {
-        for to in all {
+    let with_halves = || all.into_iter().chain([DType::F16, DType::BF16]);
+    for from in with_halves() {
+        for to in with_halves() {
             for lanes in [1u16, 4, 8, 16] {
                 let mut k = Kernel::new(format!("cast_{from}_{to}_{lanes}"));
                 let a = k.buffer("a", from, vec![64.into()], Scope::In);
@@ -311,4 +379,40 @@ fn casts() {
             }
         }
     }
+}
+
+#[test]
+fn many_kernels_on_many_threads() {
+    fn shared<T: Send + Sync>(_: &T) {}
+    let kernels: Vec<Kernel> = (0..40).map(|i| gemv_q8(2 + i % 3, 3, 127)).collect();
+    let m =
+        compile(&kernels, &Syms::default(), &CraneliftOptions { threads: 4, ..CraneliftOptions::default() }).unwrap();
+    shared(&m);
+    assert_eq!(m.len(), 40);
+    let mut rng = Rng(9);
+    let args: Vec<BufData> = kernels[0].buffers[..5]
+        .iter()
+        .map(|b| rng.data(b.dtype, b.shape.iter().map(|d| d.as_const().unwrap() as usize).product()))
+        .collect();
+    let args = args.into_iter().enumerate().map(|(i, mut a)| {
+        if i == 0 {
+            a.bytes.iter_mut().for_each(|b| *b &= 127);
+        }
+        a
+    });
+    check(&kernels[0], &[], args.collect());
+}
+
+#[test]
+fn errors_name_the_kernel() {
+    let mut k = Kernel::new("wrong");
+    let a = k.buffer("a", DType::F32, vec![4.into()], Scope::In);
+    k.body = vec![store(a, vec![Expr::idx(0)], Expr::float(1.0))];
+    let e = |verify| {
+        let opts = CraneliftOptions { verify, ..CraneliftOptions::default() };
+        compile(std::slice::from_ref(&k), &Syms::default(), &opts).err().map(|e| e.to_string())
+    };
+    let well_formed = "kernel `wrong` is not well formed: store to `a`: the buffer is only read";
+    assert_eq!(e(true).as_deref(), Some(well_formed));
+    assert_eq!(e(false).as_deref(), Some("kernel `wrong`: store to `a`, which is only read"));
 }

@@ -104,7 +104,7 @@ fn exp(x: &Expr) -> Expr {
     // The ends give exactly 0 and infinity.
     let x = clamp(x, -104.0, 89.0);
     let (n, i) = nearest(&x, std::f32::consts::LOG2_E);
-    let r = n.clone().fma(c(-0.693_147_2), x);
+    let r = n.clone().fma(c(-std::f32::consts::LN_2), x);
     let r = n.fma(c(1.904_654_2e-9), r);
     let p = horner(&r, &[1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5]);
     let p = (r.clone() * r.clone()).fma(p, r) + c(1.0);
@@ -164,7 +164,7 @@ fn with_sign(a: Expr, x: &Expr) -> Expr {
 fn tanh(x: &Expr) -> Expr {
     let a = Expr::unary(UnOp::Abs, x.clone());
     let z = x.clone() * x.clone();
-    let p = horner(&z, &[-5.704_988_7e-3, 2.063_908_9e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_82]);
+    let p = horner(&z, &[-5.704_988_7e-3, 2.063_909e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_8]);
     let small = (p * z).fma(x.clone(), x.clone());
     let e = exp(&(a.clone() * c(2.0)));
     let large = c(1.0) - c(2.0) / (e + c(1.0));
