@@ -16,12 +16,14 @@ use marquetry_ir::{DType, Elem, Syms};
 pub fn run(m: &Module) -> Result<Module, TypeError> {
     let mut out = m.clone();
     for f in &mut out.functions {
-        let expanded = rebuild(&m.syms, f, &Ty::clone, &mut |b: &mut Builder<'_>, inst: &Inst, operands: &[Value]| {
-            match (inst.op, inst.op.info().expand) {
+        let expanded =
+            rebuild(&m.syms, f, &Ty::clone, &mut |b: &mut Builder<'_>, inst: &Inst, operands: &[Value]| match (
+                inst.op,
+                inst.op.info().expand,
+            ) {
                 (Op::Rope, Some(expand)) => Ok(Some(vec![expand(b, operands, &inst.attrs)?])),
                 _ => Ok(None),
-            }
-        })?;
+            })?;
         *f = sweep(&m.syms, &simplify(&m.syms, &expanded)?)?;
     }
     Ok(out)

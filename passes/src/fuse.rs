@@ -42,11 +42,13 @@ fn lowered_whole(op: Op) -> bool {
 fn expand(syms: &Syms, f: &Function) -> Result<Function, TypeError> {
     let mut f = f.clone();
     while f.insts.iter().any(|i| i.op.info().expand.is_some() && !lowered_whole(i.op)) {
-        f = rebuild(syms, &f, &Ty::clone, &mut |b: &mut Builder<'_>, inst: &Inst, operands: &[Value]| {
-            match inst.op.info().expand {
-                Some(e) if !lowered_whole(inst.op) => Ok(Some(vec![e(b, operands, &inst.attrs)?])),
-                _ => Ok(None),
-            }
+        f = rebuild(syms, &f, &Ty::clone, &mut |b: &mut Builder<'_>, inst: &Inst, operands: &[Value]| match inst
+            .op
+            .info()
+            .expand
+        {
+            Some(e) if !lowered_whole(inst.op) => Ok(Some(vec![e(b, operands, &inst.attrs)?])),
+            _ => Ok(None),
         })?;
     }
     let m = Module { syms: syms.clone(), functions: vec![f], ..Module::default() };
@@ -118,14 +120,18 @@ impl<'a> Grouping<'a> {
             for d in inst.operands.iter().filter_map(|v| defs[v.0 as usize]) {
                 match role[d] {
                     Role::Free => set.extend(deps[d].iter().copied()),
-                    _ => { set.insert(d); }
+                    _ => {
+                        set.insert(d);
+                    }
                 }
             }
             deps.push(set);
         }
         let mut users = vec![BTreeSet::new(); n];
         for i in (0..n).filter(|&i| role[i] != Role::Free) {
-            for &d in &deps[i] { users[d].insert(i); }
+            for &d in &deps[i] {
+                users[d].insert(i);
+            }
         }
         Grouping { f, role, deps, users, wanted, group: vec![None; n], groups: vec![] }
     }
@@ -250,7 +256,9 @@ impl<'a> Grouping<'a> {
         };
         let input_local = |i: usize| {
             let t = self.f.ty(self.f.insts[i].operands[0]).as_tensor();
-            t.is_some_and(|t| t.shape.len() == row.len() + 1 && t.shape[..row.len()] == row[..] && t.shape[row.len()] == k)
+            t.is_some_and(|t| {
+                t.shape.len() == row.len() + 1 && t.shape[..row.len()] == row[..] && t.shape[row.len()] == k
+            })
         };
         let mut set = BTreeSet::from([anchor]);
         loop {
@@ -258,7 +266,9 @@ impl<'a> Grouping<'a> {
             'search: for &i in &set {
                 for &p in &self.deps[i] {
                     let private = self.users[p].iter().all(|u| set.contains(u)) && !self.wanted[p];
-                    let joins = !set.contains(&p) && self.open(p) && (self.op(p).class() == Class::Elementwise || self.op(p) == Op::Dequant);
+                    let joins = !set.contains(&p)
+                        && self.open(p)
+                        && (self.op(p).class() == Class::Elementwise || self.op(p) == Op::Dequant);
                     let mut with = set.clone();
                     with.insert(p);
                     if joins && (private || local(p)) && !set.iter().any(|m| self.reached(&with, *m)) {
@@ -281,7 +291,9 @@ impl<'a> Grouping<'a> {
                 }
             }
             match next {
-                Some(i) => { set.insert(i); }
+                Some(i) => {
+                    set.insert(i);
+                }
                 None => return set,
             }
         }
@@ -299,7 +311,9 @@ impl<'a> Grouping<'a> {
                     && self.users[p].iter().all(|u| set.contains(u))
             });
             match next {
-                Some(p) => { set.insert(p); }
+                Some(p) => {
+                    set.insert(p);
+                }
                 None => return,
             }
         }
@@ -363,7 +377,9 @@ impl Writer<'_> {
             Some(g) => self.group(g)?,
             None => {
                 let inst = i.map(|i| self.f.insts[i].clone());
-                let Some(inst) = inst else { return Err(TypeError { code: "E0215", message: "undefined value".into() }) };
+                let Some(inst) = inst else {
+                    return Err(TypeError { code: "E0215", message: "undefined value".into() });
+                };
                 self.outside(&inst)?;
             }
         }

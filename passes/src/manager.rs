@@ -99,7 +99,11 @@ pub struct Pass {
     run: Run,
 }
 
-fn graph_pass(ir: Ir, pass: &'static str, f: impl FnOnce(&Module) -> Result<Module, TypeError>) -> Result<Ir, PassError> {
+fn graph_pass(
+    ir: Ir,
+    pass: &'static str,
+    f: impl FnOnce(&Module) -> Result<Module, TypeError>,
+) -> Result<Ir, PassError> {
     let Ir::Graph(m) = ir else { return Err(PassError::Level { pass, wants: "graph IR" }) };
     f(&m).map(Ir::Graph).map_err(|error| PassError::Type { pass, error })
 }
@@ -177,9 +181,12 @@ pub fn run(
 pub fn verify(ir: &Ir) -> Vec<String> {
     match ir {
         Ir::Graph(m) => graph::verify(m),
-        Ir::Program(p) => {
-            p.kernels.iter().flat_map(|k| marquetry_ir::loops::verify::verify(k, &p.syms)).map(|e| e.to_string()).collect()
-        }
+        Ir::Program(p) => p
+            .kernels
+            .iter()
+            .flat_map(|k| marquetry_ir::loops::verify::verify(k, &p.syms))
+            .map(|e| e.to_string())
+            .collect(),
     }
 }
 

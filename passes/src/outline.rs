@@ -271,7 +271,9 @@ fn extract(m: &Module, f: &Function, p: &Piece, name: &str) -> Result<Function, 
         if let (Op::KvAppend, Some(s)) = (inst.op, newest.iter_mut().find(|s| **s == operands[0])) {
             *s = results[0];
         }
-        inst.results.iter().zip(results).for_each(|(a, b)| { map.insert(*a, b); });
+        inst.results.iter().zip(results).for_each(|(a, b)| {
+            map.insert(*a, b);
+        });
     }
     for (i, v) in outputs(f, p).iter().enumerate() {
         b.func.results.push((format!("out{i}"), map[v]));
@@ -305,14 +307,18 @@ fn calls(
             let operands = inst.operands.iter().map(|v| map[v]).collect();
             let tys = inst.results.iter().map(|r| f.ty(*r).clone()).collect();
             let results = b.push(inst.op, operands, inst.attrs.clone(), tys);
-            inst.results.iter().zip(results).for_each(|(a, b)| { map.insert(*a, b); });
+            inst.results.iter().zip(results).for_each(|(a, b)| {
+                map.insert(*a, b);
+            });
         }
         let Some(callee) = name.and_then(|n| out.function(n)) else { continue };
         let mut operands: Vec<Value> = inputs(f, p).iter().map(|v| map[v]).collect();
         operands.extend(leaves(f, p).iter().map(|l| map[&l.results[0]]));
         let tys = callee.results.iter().map(|(_, v)| callee.ty(*v).clone()).collect();
         let results = b.push(Op::Call, operands, vec![Attr::Str(callee.name.clone())], tys);
-        outputs(f, p).iter().zip(results).for_each(|(a, b)| { map.insert(*a, b); });
+        outputs(f, p).iter().zip(results).for_each(|(a, b)| {
+            map.insert(*a, b);
+        });
     }
     for (name, v) in &f.results {
         b.func.results.push((name.clone(), map[v]));

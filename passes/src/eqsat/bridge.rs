@@ -94,7 +94,14 @@ impl Region {
 
     /// Writes the chosen nodes as a function with the interface of `f`.
     pub fn write(&self, syms: &Syms, f: &Function, chosen: &BTreeMap<Id, Term>) -> Result<Function, TypeError> {
-        let mut w = Writer { region: self, f, chosen, b: Builder::new(syms, Function::new(f.name.clone(), f.kind)), done: HashMap::new(), locs: HashMap::new() };
+        let mut w = Writer {
+            region: self,
+            f,
+            chosen,
+            b: Builder::new(syms, Function::new(f.name.clone(), f.kind)),
+            done: HashMap::new(),
+            locs: HashMap::new(),
+        };
         for inst in &f.insts {
             for r in &inst.results {
                 if let (Some(id), Some(loc)) = (self.ids[r.0 as usize], &f.values[r.0 as usize].loc) {

@@ -102,7 +102,9 @@ pub fn extract(g: &Graph, target: Target, roots: &[Id], groups: &[Group]) -> Opt
     let mut current = choose(g, &solve(g, target, &order, &forced), roots)?;
     for _ in 0..2 {
         let before = current.cost;
-        for (i, group) in groups.iter().enumerate().filter(|(i, _)| !taken.get(*i).copied().unwrap_or(true)).collect::<Vec<_>>() {
+        for (i, group) in
+            groups.iter().enumerate().filter(|(i, _)| !taken.get(*i).copied().unwrap_or(true)).collect::<Vec<_>>()
+        {
             let mut trial = forced.clone();
             for (id, node) in &group.members {
                 trial.insert(g.find(*id), node.clone());

@@ -62,7 +62,14 @@ impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let us = |ps: u64| ps as f64 / 1e6;
         let (a, b) = self.ops;
-        writeln!(f, "@{}: {a} ops -> {b}, est. {:.1} -> {:.1} us, {} e-nodes", self.region, us(self.cost.0), us(self.cost.1), self.nodes)?;
+        writeln!(
+            f,
+            "@{}: {a} ops -> {b}, est. {:.1} -> {:.1} us, {} e-nodes",
+            self.region,
+            us(self.cost.0),
+            us(self.cost.1),
+            self.nodes
+        )?;
         if let Some(limit) = &self.limit {
             writeln!(f, "  stopped by {limit}")?;
         }
