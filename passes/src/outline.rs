@@ -54,6 +54,17 @@ fn computed(f: &Function) -> Vec<bool> {
     deep
 }
 
+/// For each value: is it made of parameters alone? Such values are weights, whatever form they take.
+fn weights(f: &Function) -> Vec<bool> {
+    let mut weight = vec![false; f.values.len()];
+    for inst in &f.insts {
+        let w = inst.op == Op::Param
+            || (!inst.operands.is_empty() && inst.operands.iter().all(|v| weight[v.0 as usize]));
+        inst.results.iter().for_each(|r| weight[r.0 as usize] = w);
+    }
+    weight
+}
+
 /// Moves what depends on inputs only to the front, and leaves to just before their first use.
 fn hoist(m: &Module, f: &Function) -> Result<Function, TypeError> {
     let deep = computed(f);
@@ -98,7 +109,7 @@ struct Piece {
     insts: std::ops::Range<usize>,
 }
 
-/// Cuts where at most one computed value crosses.
+/// Cuts where at most one computed value crosses; weights may cross freely.
 fn cut(f: &Function) -> Vec<Piece> {
     let deep = computed(f);
     let mut last_use: Vec<usize> = vec![0; f.values.len()];
@@ -113,6 +124,7 @@ fn cut(f: &Function) -> Vec<Piece> {
         }
         leaf
     };
+    let weight = weights(f);
     let mut pieces = vec![];
     let mut start = 0;
     let mut alive: Vec<Value> = vec![];
@@ -126,7 +138,7 @@ fn cut(f: &Function) -> Vec<Piece> {
         alive.retain(|v| last_use[v.0 as usize] > i);
         // A leaf belongs to the piece that first uses it, so a cut never falls between the two.
         let open_leaf = alive.iter().any(|v| leaf[v.0 as usize] && !used_by(f, *v, i));
-        let crossing = alive.iter().filter(|v| !leaf[v.0 as usize]).count();
+        let crossing = alive.iter().filter(|v| !leaf[v.0 as usize] && !weight[v.0 as usize]).count();
         if crossing <= 1 && !open_leaf && !is_leaf(inst.op) {
             pieces.push(Piece { insts: start..i + 1 });
             start = i + 1;
