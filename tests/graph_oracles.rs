@@ -11,7 +11,7 @@ use marquetry_ir::graph::{Module, Op, parse_module, print_module, verify};
 use marquetry_ir::{Elem, GgufType};
 use marquetry_passes::manager::{self, Ir, Options};
 use marquetry_passes::{Numerics, bind};
-use support::{CASES, Case, LIMITS, Session, Token, deviation, distance};
+use support::{CASES, Case, Session, Token, deviation, distance};
 
 /// Every module that the passes make on the way, with the name of the pass. Each is verified, printed and read back.
 fn stages(traced: &Module, numerics: Numerics) -> Vec<(String, Module)> {
@@ -202,8 +202,9 @@ fn quantized_weights_keep_their_numbers_when_strict_and_are_close_when_fast() {
         let reference = Session::new(&module, &params).prompt(ids, &[ids.len()]);
         let std = deviation(&reference);
         if t == GgufType::Q8_0 {
-            let d = distance(&reference, &case.long.logits);
-            assert!(d < 0.1 * std, "{name}: 8-bit weights are {d} away, std {std}");
+            let gap: Vec<f32> = reference.iter().zip(&case.long.logits).map(|(a, b)| a - b).collect();
+            let d = deviation(&gap);
+            assert!(d < 0.1 * std, "{name}: 8-bit weights are {d} away in the mean, std {std}");
         }
         for numerics in [Numerics::Strict, Numerics::Fast] {
             let stages = stages(&module, numerics);
@@ -211,9 +212,10 @@ fn quantized_weights_keep_their_numbers_when_strict_and_are_close_when_fast() {
             assert_eq!(has(last, Op::QLinear), numerics == Numerics::Fast, "{name} {numerics:?}");
             for (stage, m) in &stages {
                 let exact = numerics == Numerics::Strict || !matches!(stage.as_str(), "eqsat" | "fuse");
-                let bound = if exact { 1e-4 * std } else { 0.15 * std };
+                let bound = if exact { 1e-4 * std } else { 0.1 * std };
                 let whole = Session::new(m, &params).prompt(ids, &[ids.len()]);
-                let d = distance(&whole, &reference);
+                let gap: Vec<f32> = whole.iter().zip(&reference).map(|(a, b)| a - b).collect();
+                let d = if exact { distance(&whole, &reference) } else { deviation(&gap) };
                 assert!(d <= bound, "{name} {numerics:?} {stage}: {d} beyond {bound}, std {std}");
                 let chunked = Session::new(m, &params).prompt(ids, &[16, 1, 23]);
                 assert!(chunked == whole, "{name} {numerics:?} {stage} in chunks");
@@ -253,6 +255,5 @@ fn layers_become_one_function_and_kernels_are_few() {
         let fused = &stages.last().unwrap().1;
         let kernels = fused.functions.iter().filter(|f| f.kind == marquetry_ir::graph::Kind::Fused).count();
         assert!(kernels < 60, "{name}: {kernels} kernels");
-        assert_eq!(LIMITS.page, 16);
     }
 }

@@ -54,6 +54,16 @@ fn computed(f: &Function) -> Vec<bool> {
     deep
 }
 
+/// For each value: is it made of parameters and constants alone, like the numbers of a tied embedding?
+fn of_weights(f: &Function) -> Vec<bool> {
+    let mut only = vec![false; f.values.len()];
+    for inst in &f.insts {
+        let yes = inst.op != Op::State && inst.operands.iter().all(|v| only[v.0 as usize]);
+        inst.results.iter().for_each(|r| only[r.0 as usize] = yes);
+    }
+    only
+}
+
 /// Moves what depends on inputs only to the front, and leaves to just before their first use.
 fn hoist(m: &Module, f: &Function) -> Result<Function, TypeError> {
     let deep = computed(f);
@@ -98,9 +108,9 @@ struct Piece {
     insts: std::ops::Range<usize>,
 }
 
-/// Cuts where at most one computed value crosses.
+/// Cuts where at most one computed value crosses, besides what is made of weights alone.
 fn cut(f: &Function) -> Vec<Piece> {
-    let deep = computed(f);
+    let (deep, weights) = (computed(f), of_weights(f));
     let mut last_use: Vec<usize> = vec![0; f.values.len()];
     for (i, inst) in f.insts.iter().enumerate() {
         inst.operands.iter().for_each(|v| last_use[v.0 as usize] = i);
@@ -127,7 +137,7 @@ fn cut(f: &Function) -> Vec<Piece> {
         alive.retain(|v| last_use[v.0 as usize] > i);
         // A leaf belongs to the piece that first uses it, so a cut never falls between the two.
         let open_leaf = alive.iter().any(|v| leaf[v.0 as usize] && !used_by(f, *v, i));
-        let crossing = alive.iter().filter(|v| !leaf[v.0 as usize]).count();
+        let crossing = alive.iter().filter(|v| !leaf[v.0 as usize] && !weights[v.0 as usize]).count();
         if crossing <= 1 && !open_leaf && !is_leaf(inst.op) {
             pieces.push(Piece { insts: start..i + 1 });
             start = i + 1;
