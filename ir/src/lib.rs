@@ -4,6 +4,7 @@ mod dim;
 mod dtype;
 pub mod graph;
 pub mod loops;
+pub mod pack;
 pub mod program;
 pub mod quant;
 pub mod text;

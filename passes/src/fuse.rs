@@ -344,7 +344,8 @@ fn write(syms: &Syms, f: &Function, groups: &[BTreeSet<usize>]) -> Result<(Vec<F
     for (i, inst) in f.insts.iter().enumerate() {
         if role(inst.op) == Role::Outside {
             w.outside(inst)?;
-        } else if let (Some(g), Op::KvAppend) = (w.of[i], inst.op) {
+        } else if let (Some(g), Class::State) = (w.of[i], inst.op.class()) {
+            // Reads and updates of a state keep their order.
             w.group(g)?;
         }
     }

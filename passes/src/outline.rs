@@ -54,6 +54,16 @@ fn computed(f: &Function) -> Vec<bool> {
     deep
 }
 
+/// For each value: is it made of parameters and constants alone, like the numbers of a tied embedding?
+fn of_weights(f: &Function) -> Vec<bool> {
+    let mut only = vec![false; f.values.len()];
+    for inst in &f.insts {
+        let yes = inst.op != Op::State && inst.operands.iter().all(|v| only[v.0 as usize]);
+        inst.results.iter().for_each(|r| only[r.0 as usize] = yes);
+    }
+    only
+}
+
 /// Moves what depends on inputs only to the front, and leaves to just before their first use.
 fn hoist(m: &Module, f: &Function) -> Result<Function, TypeError> {
     let deep = computed(f);
@@ -98,17 +108,18 @@ struct Piece {
     insts: std::ops::Range<usize>,
 }
 
-/// Cuts where at most one computed value crosses.
+/// Cuts where at most one computed value crosses, besides what is made of weights alone.
 fn cut(f: &Function) -> Vec<Piece> {
-    let deep = computed(f);
+    let (deep, weights) = (computed(f), of_weights(f));
     let mut last_use: Vec<usize> = vec![0; f.values.len()];
     for (i, inst) in f.insts.iter().enumerate() {
         inst.operands.iter().for_each(|v| last_use[v.0 as usize] = i);
     }
     f.results.iter().for_each(|(_, v)| last_use[v.0 as usize] = f.insts.len());
+    // Constants are repeated where they are used, so they neither cross nor hold a piece open.
     let leaf: Vec<bool> = {
         let mut leaf = vec![false; f.values.len()];
-        for inst in f.insts.iter().filter(|i| is_leaf(i.op)) {
+        for inst in f.insts.iter().filter(|i| matches!(i.op, Op::Param | Op::State)) {
             inst.results.iter().for_each(|r| leaf[r.0 as usize] = true);
         }
         leaf
@@ -126,7 +137,7 @@ fn cut(f: &Function) -> Vec<Piece> {
         alive.retain(|v| last_use[v.0 as usize] > i);
         // A leaf belongs to the piece that first uses it, so a cut never falls between the two.
         let open_leaf = alive.iter().any(|v| leaf[v.0 as usize] && !used_by(f, *v, i));
-        let crossing = alive.iter().filter(|v| !leaf[v.0 as usize]).count();
+        let crossing = alive.iter().filter(|v| !leaf[v.0 as usize] && !weights[v.0 as usize]).count();
         if crossing <= 1 && !open_leaf && !is_leaf(inst.op) {
             pieces.push(Piece { insts: start..i + 1 });
             start = i + 1;
@@ -194,7 +205,7 @@ fn inputs(f: &Function, p: &Piece) -> Vec<Value> {
     seen
 }
 
-/// Values a piece hands on: used after it.
+/// Tensors a piece hands on: used after it.
 fn outputs(f: &Function, p: &Piece) -> Vec<Value> {
     let later: Vec<Value> = f.insts[p.insts.end..]
         .iter()
@@ -202,7 +213,24 @@ fn outputs(f: &Function, p: &Piece) -> Vec<Value> {
         .chain(f.results.iter().map(|(_, v)| *v))
         .collect();
     let own = f.insts[p.insts.clone()].iter().flat_map(|i| i.results.iter().copied());
-    own.filter(|v| later.contains(v)).collect()
+    own.filter(|v| later.contains(v) && f.ty(*v).as_tensor().is_some()).collect()
+}
+
+/// States a piece works on, in order: first those it takes from outside, then those it reads by name. Each with the version
+/// that the piece leaves behind.
+fn states(f: &Function, p: &Piece) -> Vec<(Value, Value)> {
+    let given = inputs(f, p).into_iter().filter(|v| f.ty(*v).as_tensor().is_none());
+    let named = leaves(f, p).into_iter().filter(|i| i.op == Op::State).map(|i| i.results[0]);
+    let mut states: Vec<(Value, Value)> = given.chain(named).map(|v| (v, v)).collect();
+    for inst in f.insts[p.insts.clone()].iter().filter(|i| matches!(i.op, Op::KvAppend | Op::Call)) {
+        let kv = |v: &&Value| f.ty(**v).as_tensor().is_none();
+        for (old, new) in inst.operands.iter().filter(kv).zip(inst.results.iter().filter(kv)) {
+            if let Some(s) = states.iter_mut().find(|s| s.1 == *old) {
+                s.1 = *new;
+            }
+        }
+    }
+    states
 }
 
 /// The structure of a piece: equal keys mean equal computations up to the parameters and states named. Inputs that are
@@ -246,16 +274,12 @@ fn extract(m: &Module, f: &Function, p: &Piece, name: &str) -> Result<Function, 
         b.loc = f.values[v.0 as usize].loc.clone();
         map.insert(v, b.arg(format!("in{i}"), f.ty(v).clone()));
     }
-    let mut newest: Vec<Value> = vec![];
     for (i, inst) in leaves(f, p).into_iter().enumerate() {
         let r = inst.results[0];
         b.loc = f.values[r.0 as usize].loc.clone();
         let kind = if inst.op == Op::Param { "w" } else { "state" };
         let a = b.arg(format!("{kind}{i}"), f.ty(r).clone());
         map.insert(r, a);
-        if inst.op == Op::State {
-            newest.push(a);
-        }
     }
     for inst in f.insts[p.insts.clone()].iter().filter(|i| !matches!(i.op, Op::Param | Op::State)) {
         for v in &inst.operands {
@@ -267,10 +291,7 @@ fn extract(m: &Module, f: &Function, p: &Piece, name: &str) -> Result<Function, 
         let operands: Vec<Value> = inst.operands.iter().map(|v| map[v]).collect();
         b.loc = f.values[inst.results[0].0 as usize].loc.clone();
         let tys = inst.results.iter().map(|r| f.ty(*r).clone()).collect();
-        let results = b.push(inst.op, operands.clone(), inst.attrs.clone(), tys);
-        if let (Op::KvAppend, Some(s)) = (inst.op, newest.iter_mut().find(|s| **s == operands[0])) {
-            *s = results[0];
-        }
+        let results = b.push(inst.op, operands, inst.attrs.clone(), tys);
         inst.results.iter().zip(results).for_each(|(a, b)| {
             map.insert(*a, b);
         });
@@ -278,8 +299,8 @@ fn extract(m: &Module, f: &Function, p: &Piece, name: &str) -> Result<Function, 
     for (i, v) in outputs(f, p).iter().enumerate() {
         b.func.results.push((format!("out{i}"), map[v]));
     }
-    for (i, v) in newest.iter().enumerate() {
-        b.func.results.push((format!("state{i}"), *v));
+    for (i, (_, v)) in states(f, p).iter().enumerate() {
+        b.func.results.push((format!("state{i}"), map[v]));
     }
     Ok(b.func)
 }
@@ -316,8 +337,9 @@ fn calls(
         operands.extend(leaves(f, p).iter().map(|l| map[&l.results[0]]));
         let tys = callee.results.iter().map(|(_, v)| callee.ty(*v).clone()).collect();
         let results = b.push(Op::Call, operands, vec![Attr::Str(callee.name.clone())], tys);
-        outputs(f, p).iter().zip(results).for_each(|(a, b)| {
-            map.insert(*a, b);
+        let newest = states(f, p).into_iter().map(|(_, v)| v);
+        outputs(f, p).into_iter().chain(newest).zip(results).for_each(|(a, b)| {
+            map.insert(a, b);
         });
     }
     for (name, v) in &f.results {

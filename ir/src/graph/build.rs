@@ -112,13 +112,17 @@ impl<'s> Builder<'s> {
     }
 }
 
+/// What [`rebuild`] asks about each operation and its new operands.
+pub type Replace<'f, 's> =
+    &'f mut dyn FnMut(&mut Builder<'s>, &Inst, &[Value]) -> Result<Option<Vec<Value>>, TypeError>;
+
 /// Copies a function operation by operation. `f` may add other operations and return what replaces the results; where it
 /// returns none the operation is copied and typed anew (declared types are kept).
 pub fn rebuild<'s>(
     syms: &'s Syms,
     func: &Function,
     retype: &dyn Fn(&Ty) -> Ty,
-    f: &mut dyn FnMut(&mut Builder<'s>, &Inst, &[Value]) -> Result<Option<Vec<Value>>, TypeError>,
+    f: Replace<'_, 's>,
 ) -> Result<Function, TypeError> {
     let mut b = Builder::new(syms, Function::new(func.name.clone(), func.kind));
     let mut map: Vec<Option<Value>> = vec![None; func.values.len()];

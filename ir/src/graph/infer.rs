@@ -110,8 +110,16 @@ pub fn iota(s: &Syms, _: &[&Ty], a: &[Attr]) -> Res {
     err("E0207", format!("axis {} of {}", a[0].as_int(), show(s, &shape)))
 }
 
+/// A scalar type with arithmetic.
+fn number(elem: Elem, what: &str) -> Result<(), TypeError> {
+    match elem {
+        Elem::Scalar(d) if d != DType::Bool => Ok(()),
+        other => err("E0202", format!("{what} must be numbers, is {other}")),
+    }
+}
+
 pub fn unary(_: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
-    tensor(t[0], "operand")?;
+    number(tensor(t[0], "operand")?.elem, "operand")?;
     Ok(t[0].clone())
 }
 
@@ -129,7 +137,15 @@ fn pair(s: &Syms, t: &[&Ty]) -> Result<TensorTy, TypeError> {
 }
 
 pub fn binary(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
-    Ok(Ty::Tensor(pair(s, t)?))
+    let p = pair(s, t)?;
+    number(p.elem, "operands")?;
+    Ok(Ty::Tensor(p))
+}
+
+pub fn binary_float(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
+    let p = pair(s, t)?;
+    float(&p, "operands")?;
+    Ok(Ty::Tensor(p))
 }
 
 pub fn compare(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
@@ -144,13 +160,12 @@ pub fn logical(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
     }
 }
 
-pub fn select(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
+pub fn select(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
     let c = tensor(t[0], "condition")?;
     if c.elem != Elem::Scalar(DType::Bool) {
         return err("E0202", format!("condition must be bool, is {}", c.elem));
     }
-    let b = binary(s, &t[1..], a)?;
-    let b = tensor(&b, "choices")?;
+    let b = pair(s, &t[1..])?;
     Ok(Ty::tensor(b.elem, broadcast_shapes(s, &c.shape, &b.shape)?))
 }
 
@@ -166,7 +181,7 @@ fn product(shape: &[Dim]) -> Dim {
     shape.iter().fold(Dim::from(1), |p, d| p * d.clone())
 }
 
-fn scalar_tensor<'a>(t: &'a Ty) -> Result<&'a TensorTy, TypeError> {
+fn scalar_tensor(t: &Ty) -> Result<&TensorTy, TypeError> {
     let x = tensor(t, "operand")?;
     match x.elem {
         Elem::Scalar(_) => Ok(x),
@@ -343,6 +358,9 @@ pub fn pack(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
 }
 
 pub fn concat_rows(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
+    if a[0].as_int() < 0 {
+        return err("E0206", format!("interleaved by {}", a[0].as_int()));
+    }
     let first = tensor(t[0], "first matrix")?;
     rank(first, s, 2, "first matrix")?;
     let mut rows = first.shape[0].clone();
@@ -393,8 +411,11 @@ pub fn kv_append(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
     Ok(t[0].clone())
 }
 
-pub fn kv_read(_: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
+pub fn kv_read(_: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
     let k = kv(t[0], "cache")?;
+    if !(0..=1).contains(&a[0].as_int()) {
+        return err("E0206", format!("component {} of a cache is neither 0 (keys) nor 1 (values)", a[0].as_int()));
+    }
     Ok(Ty::tensor(k.dtype, vec![k.slots.clone(), k.heads.into(), k.dim.into()]))
 }
 
@@ -440,7 +461,7 @@ pub fn attend(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
     let q = tensor(t[0], "queries")?;
     let state = kv(t[1], "cache")?;
     heads(s, q, state, "queries")?;
-    if s.prove_multiple(&q.shape[1], state.heads as i64) != Proof::Yes {
+    if state.heads == 0 || s.prove_multiple(&q.shape[1], state.heads as i64) != Proof::Yes {
         return err("E0212", format!("{} query heads over {} key heads", s.show(&q.shape[1]), state.heads));
     }
     for (i, (what, r)) in [("positions", 1), ("sequences", 1), ("page table", 2)].into_iter().enumerate() {

@@ -113,7 +113,7 @@ fn decode(elem: Elem, bytes: &[u8], count: usize) -> Result<Vec<f32>, InterpErro
     if out.len() == count { Ok(out) } else { bad(format!("{} elements where {count} are declared", out.len())) }
 }
 
-fn tensor<'a>(v: &'a Val) -> Result<&'a Tensor, InterpError> {
+fn tensor(v: &Val) -> Result<&Tensor, InterpError> {
     match v {
         Val::Tensor(t) => Ok(t),
         Val::Kv(..) => bad("tensor expected, got a state"),
@@ -224,7 +224,7 @@ fn erf(x: f64) -> f64 {
 pub(super) fn unary(_: &Ctx<'_>, i: &Inst, x: &[&Val], _: &Ty) -> Res {
     let x = tensor(x[0])?;
     if let (Op::Neg, Data::Int(d, v)) = (i.op, &x.data) {
-        return out(x.shape.clone(), Data::Int(*d, Arc::new(v.iter().map(|v| -v).collect())));
+        return out(x.shape.clone(), Data::Int(*d, Arc::new(v.iter().map(|v| v.wrapping_neg()).collect())));
     }
     let f: fn(f32) -> f32 = match i.op {
         Op::Neg => |x| -x,
@@ -296,15 +296,41 @@ pub(super) fn select(c: &Ctx<'_>, _: &Inst, x: &[&Val], ty: &Ty) -> Res {
 pub(super) fn cast(_: &Ctx<'_>, i: &Inst, x: &[&Val], _: &Ty) -> Res {
     let x = tensor(x[0])?;
     match i.attrs[0] {
-        Attr::DType(DType::F32) => out(x.shape.clone(), Data::F32(x.to_f32()?)),
-        Attr::DType(d @ (DType::I32 | DType::I64)) => {
+        Attr::DType(d) if d.is_float() => {
+            let round: fn(f32) -> f32 = match d {
+                DType::F16 => |v| half::f16::from_f32(v).to_f32(),
+                DType::BF16 => |v| half::bf16::from_f32(v).to_f32(),
+                _ => |v| v,
+            };
+            out(x.shape.clone(), Data::F32(Arc::new(x.to_f32()?.iter().map(|v| round(*v)).collect())))
+        }
+        Attr::DType(d) => {
+            // Floats truncate and saturate at the ends of the type; integers keep their low bits.
+            let whole = |v: f32| match d {
+                DType::I64 => v as i64,
+                DType::I32 => (v as i32).into(),
+                DType::U32 => (v as u32).into(),
+                DType::I16 => (v as i16).into(),
+                DType::I8 => (v as i8).into(),
+                DType::U8 => (v as u8).into(),
+                _ => (v != 0.0).into(),
+            };
+            let wrap = |v: i64| match d {
+                DType::I32 => (v as i32).into(),
+                DType::U32 => (v as u32).into(),
+                DType::I16 => (v as i16).into(),
+                DType::I8 => (v as i8).into(),
+                DType::U8 => (v as u8).into(),
+                DType::Bool => (v != 0).into(),
+                _ => v,
+            };
             let v = match &x.data {
-                Data::Int(_, v) => v.as_ref().clone(),
-                _ => x.to_f32()?.iter().map(|v| i64::from(*v as i32)).collect(),
+                Data::Int(_, v) => v.iter().map(|v| wrap(*v)).collect(),
+                _ => x.to_f32()?.iter().map(|v| whole(*v)).collect(),
             };
             out(x.shape.clone(), Data::Int(d, Arc::new(v)))
         }
-        _ => bad("this cast is not supported"),
+        _ => bad("a scalar type expected"),
     }
 }
 

@@ -9,8 +9,8 @@ mod parse;
 mod print;
 mod verify;
 
-pub use build::{Builder, rebuild};
-pub use ops::{Class, Op, OpInfo};
+pub use build::{Builder, Replace, rebuild};
+pub use ops::{Class, Infer, Op, OpInfo};
 pub use parse::parse_module;
 pub use print::{print_function, print_module};
 pub use verify::verify;

@@ -27,6 +27,9 @@ pub enum Class {
     Call,
 }
 
+/// Gives the type of an operation's result from its operands' types and its attributes.
+pub type Infer = fn(&Syms, &[&Ty], &[Attr]) -> Result<Ty, TypeError>;
+
 /// One row of the table.
 pub struct OpInfo {
     /// Spelling in the text IR.
@@ -40,7 +43,7 @@ pub struct OpInfo {
     /// Kind of computation.
     pub class: Class,
     /// The type rule.
-    pub infer: fn(&Syms, &[&Ty], &[Attr]) -> Result<Ty, TypeError>,
+    pub infer: Infer,
     /// The interpreter.
     pub eval: interp::Eval,
     /// Expansion into smaller operators; none for primitives.
@@ -109,7 +112,7 @@ ops! {
     /// `a * b`
     Mul = "mul" (a, b) {} Elementwise, infer::binary, interp::binary;
     /// `a / b`
-    Div = "div" (a, b) {} Elementwise, infer::binary, interp::binary;
+    Div = "div" (a, b) {} Elementwise, infer::binary_float, interp::binary;
     /// Larger of two.
     Max = "max" (a, b) {} Elementwise, infer::binary, interp::binary;
     /// Smaller of two.
@@ -172,9 +175,9 @@ ops! {
     /// Gaussian error linear unit: exact, or by tanh.
     Gelu = "gelu" (x) {tanh: Bool} Elementwise, infer::unary_float, interp::by_expansion, expand::gelu;
     /// `silu(g) * u`
-    SwiGlu = "swiglu" (g, u) {} Elementwise, infer::binary, interp::by_expansion, expand::swiglu;
+    SwiGlu = "swiglu" (g, u) {} Elementwise, infer::binary_float, interp::by_expansion, expand::swiglu;
     /// `gelu(g) * u`
-    GeGlu = "geglu" (g, u) {tanh: Bool} Elementwise, infer::binary, interp::by_expansion, expand::geglu;
+    GeGlu = "geglu" (g, u) {tanh: Bool} Elementwise, infer::binary_float, interp::by_expansion, expand::geglu;
     /// `tanh(x / cap) * cap`
     Softcap = "softcap" (x) {cap: Float} Elementwise, infer::unary_float, interp::by_expansion, expand::softcap;
     /// `x / sqrt(mean(x²) + eps) * w` along the last axis.

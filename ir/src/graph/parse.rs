@@ -181,17 +181,22 @@ fn inst(l: &mut Lexer<'_>, s: &Syms, f: &mut Function) -> Res<()> {
     if tys.len() != results.len() {
         return Err(l.expected(&format!("{} types, found {}", results.len(), tys.len())));
     }
-    let mut loc = None;
-    if l.eat_word("at") {
-        let file = l.string("a file name")?;
-        l.expect(":")?;
-        loc = Some(Loc { file, line: l.uint_as("a line")? });
-    }
+    let loc = place(l)?;
     for t in tys {
         f.value(t, loc.clone());
     }
     f.insts.push(Inst { op, operands, attrs, results });
     Ok(())
+}
+
+/// `at "FILE":LINE`, if it follows.
+fn place(l: &mut Lexer<'_>) -> Res<Option<Loc>> {
+    if !l.eat_word("at") {
+        return Ok(None);
+    }
+    let file = l.string("a file name")?;
+    l.expect(":")?;
+    Ok(Some(Loc { file, line: l.uint_as("a line")? }))
 }
 
 fn function(l: &mut Lexer<'_>, s: &Syms, kind: Kind) -> Res<Function> {
@@ -201,7 +206,8 @@ fn function(l: &mut Lexer<'_>, s: &Syms, kind: Kind) -> Res<Function> {
         let name = l.string("an argument name")?;
         l.expect(":")?;
         let t = ty(l, s)?;
-        f.value(t, None);
+        let loc = place(l)?;
+        f.value(t, loc);
         f.args.push((name, v));
         Ok(())
     })?;

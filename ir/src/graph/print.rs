@@ -62,16 +62,22 @@ fn inst(s: &Syms, f: &Function, i: &Inst) -> String {
     }
     let tys: Vec<String> = i.results.iter().map(|r| ty(s, f.ty(*r))).collect();
     let _ = write!(line, " : {}", tys.join(", "));
-    if let Some(loc) = i.results.first().and_then(|r| f.values[r.0 as usize].loc.as_ref()) {
-        let _ = write!(line, " at {}:{}", lexer::quote(&loc.file), loc.line);
-    }
-    line
+    let loc = i.results.first().map_or(String::new(), |r| place(f, *r));
+    line + &loc
+}
+
+/// Where a value comes from, if known.
+fn place(f: &Function, v: super::Value) -> String {
+    let loc = f.values[v.0 as usize].loc.as_ref();
+    loc.map_or(String::new(), |l| format!(" at {}:{}", lexer::quote(&l.file), l.line))
 }
 
 /// A function in text.
 pub fn print_function(s: &Syms, f: &Function) -> String {
-    let args: Vec<String> =
-        f.args.iter().map(|(name, v)| format!("%{} {}: {}", v.0, lexer::quote(name), ty(s, f.ty(*v)))).collect();
+    let arg = |(name, v): &(String, super::Value)| {
+        format!("%{} {}: {}{}", v.0, lexer::quote(name), ty(s, f.ty(*v)), place(f, *v))
+    };
+    let args: Vec<String> = f.args.iter().map(arg).collect();
     let kind = match f.kind {
         Kind::Graph => "func",
         Kind::Fused => "fused",

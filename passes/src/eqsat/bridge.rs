@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use egg::Id;
 use marquetry_ir::Syms;
-use marquetry_ir::graph::{Attr, Builder, Function, Inst, Loc, Module, Op, Ty, TypeError, Value};
+use marquetry_ir::graph::{Attr, Builder, Class, Function, Inst, Loc, Module, Op, Ty, TypeError, Value};
 
 use super::cost::{self, Target};
 use super::facts::{Graph, Types, split};
@@ -61,7 +61,7 @@ impl Region {
                     children.extend(inst.attrs.iter().map(|a| r.graph.add(Term::Attr(a.clone()))));
                     let id = r.graph.add(Term::Op(inst.op, children));
                     r.ids[inst.results[0].0 as usize] = Some(id);
-                    if inst.op == Op::KvAppend {
+                    if inst.op.class() == Class::State {
                         r.roots.push(id);
                     }
                 }
@@ -116,7 +116,8 @@ impl Region {
         for inst in &f.insts {
             match inst.op {
                 Op::Param | Op::State | Op::Call => w.outside(inst)?,
-                Op::KvAppend => drop(w.value(inst.results[0])?),
+                // Reads and updates of a state keep their order.
+                op if op.class() == Class::State => drop(w.value(inst.results[0])?),
                 _ => {}
             }
         }

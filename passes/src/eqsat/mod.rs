@@ -169,7 +169,7 @@ fn saturate(g: &mut Graph, numerics: Numerics, limits: Limits) -> (Vec<Firing>, 
 /// `merge-linears`: contractions of one input with packed weights of one type become one over joined rows, then slices.
 fn merge_siblings(g: &mut Graph) -> Vec<Group> {
     type Key = (Id, Op, Elem);
-    let mut by_input: BTreeMap<(Id, u32, String), (Key, Vec<(Id, Id)>)> = BTreeMap::new();
+    let mut by_input: BTreeMap<Key, Vec<(Id, Id)>> = BTreeMap::new();
     let mut classes: Vec<Id> = g.classes().map(|c| c.id).collect();
     classes.sort_unstable();
     for id in classes {
@@ -179,13 +179,12 @@ fn merge_siblings(g: &mut Graph) -> Vec<Group> {
             let packed = g[w].nodes.iter().any(|n| matches!(n, Term::Op(Op::Pack, _)));
             let Some(Ty::Tensor(t)) = &g[w].data.ty else { continue };
             if packed && g[w].data.weight_only && matches!(t.elem, Elem::Packed(_) | Elem::Rows8(_)) {
-                let key = (x, *op as u32, t.elem.to_string());
-                by_input.entry(key).or_insert_with(|| ((x, *op, t.elem), vec![])).1.push((id, w));
+                by_input.entry((x, *op, t.elem)).or_default().push((id, w));
             }
         }
     }
     let mut groups = vec![];
-    for ((x, op, _), siblings) in by_input.into_values().filter(|(_, s)| s.len() > 1) {
+    for ((x, op, _), siblings) in by_input.into_iter().filter(|(_, s)| s.len() > 1) {
         if let Some(members) = merged(g, x, op, &siblings) {
             groups.push(Group { rule: "merge-linears", members });
         }

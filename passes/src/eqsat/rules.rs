@@ -2,7 +2,7 @@
 
 use egg::{Id, Subst, Var};
 use marquetry_ir::graph::{Attr, Op, Ty};
-use marquetry_ir::{DType, Elem, Packed};
+use marquetry_ir::{DType, Dim, Elem, Packed};
 
 use super::facts::{Facts, Graph, add};
 use super::term::Term;
@@ -69,7 +69,13 @@ impl Bound<'_> {
         (self.constant(g, name)? == v).then_some(())
     }
 
-    fn shape(&self, g: &Graph, name: &str) -> Option<Vec<marquetry_ir::Dim>> {
+    /// The last extent and the others of a shape attribute.
+    fn shape_attr(&self, g: &Graph, name: &str) -> Option<(Dim, Vec<Dim>)> {
+        let (last, lead) = self.facts(g, name)?.attr.as_ref()?.as_shape().split_last()?;
+        Some((last.clone(), lead.to_vec()))
+    }
+
+    fn shape(&self, g: &Graph, name: &str) -> Option<Vec<Dim>> {
         match self.facts(g, name)?.ty.as_ref()? {
             Ty::Tensor(t) => Some(t.shape.clone()),
             Ty::Kv(_) => None,
@@ -115,6 +121,9 @@ rules! {
         |g, b| {
             let k = b.shape(g, "x")?.last()?.as_const()?;
             b.is(g, "inv", 1.0 / k as f32)?;
+            // The gain must lie along the last axis.
+            let (last, lead) = b.shape_attr(g, "s")?;
+            (last == k.into() && lead.iter().all(|d| *d == 1.into())).then_some(())?;
             let e = b.constant(g, "e")?;
             add(g, Op::RmsNorm, &[b.id("x")?, b.id("w")?], vec![Attr::float(e)])
         };
@@ -143,7 +152,12 @@ rules! {
     "pack-gather" Fuse Bitwise: "(gather (dequant ?w) ?i)" => "(gather (pack ?w layout) ?i)",
         |g, b| { let p = pack(g, b)?; add(g, Op::Gather, &[p, b.id("i")?], vec![]) };
     "pack-gather-f32" Fuse Bitwise: "(gather ?w ?i)" => "(gather (pack ?w rows8.f32) ?i)",
-        |g, b| { let p = pack(g, b)?; add(g, Op::Gather, &[p, b.id("i")?], vec![]) };
+        |g, b| {
+            let Ty::Tensor(t) = b.facts(g, "w")?.ty.clone()? else { return None };
+            (t.elem == Elem::Scalar(DType::F32)).then_some(())?;
+            let p = pack(g, b)?;
+            add(g, Op::Gather, &[p, b.id("i")?], vec![])
+        };
     "int8-linear" Fuse Approximates: "(linear ?x (pack ?w ?e))" => "(qlinear (quantize ?x) (pack ?w ?e))",
         |g, b| {
             let Attr::Elem(e @ Elem::Packed(_)) = b.facts(g, "e")?.attr.clone()? else { return None };

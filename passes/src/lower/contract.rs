@@ -72,7 +72,7 @@ struct Job {
 
 impl Job {
     fn tile(&self, cx: &mut Cx<'_>, tokens: i64, t0: Expr, b0: Expr) -> Lowered<Vec<Stmt>> {
-        let acc = cx.reg("acc", DType::F32, &[tokens * self.blocks, 8]);
+        let acc = cx.local("acc", DType::F32, &[tokens * self.blocks, 8]);
         let mut all = vec![];
         for i in 0..tokens * self.blocks {
             all.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| Ok(vec![cx.store(acc, vec![Expr::idx(i), r], Expr::float(0.0))]))?);
@@ -213,7 +213,7 @@ impl Job {
     ) -> Lowered<Vec<Stmt>> {
         let k = cx.shape(self.x).pop().and_then(|d| d.as_const()).ok_or("a symbolic inner axis")?;
         let (words, subs) = (i64::from(p.bits), 32 / i64::from(p.group));
-        let dot = cx.reg("dot", DType::I32, &[tokens * self.blocks * subs, 8]);
+        let dot = cx.local("dot", DType::I32, &[tokens * self.blocks * subs, 8]);
         let loop_ = cx.each("g", &(k / 32).into(), LoopKind::Serial, |cx, g| {
             let mut body = vec![];
             for b in 0..self.blocks {

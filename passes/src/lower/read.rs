@@ -116,6 +116,11 @@ impl<'a> Cx<'a> {
         self.k.buffer(name, dtype, shape.iter().map(|&d| d.into()).collect(), Scope::Reg)
     }
 
+    /// Scratch memory; the schedule moves it to registers where indices become constant.
+    pub fn local(&mut self, name: &str, dtype: DType, shape: &[i64]) -> Buf {
+        self.k.buffer(name, dtype, shape.iter().map(|&d| d.into()).collect(), Scope::Local)
+    }
+
     /// Store of a scalar.
     pub fn store(&self, buf: Buf, index: Vec<Expr>, value: Expr) -> Stmt {
         Stmt::Store { buf, index, value }

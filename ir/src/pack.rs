@@ -1,0 +1,273 @@
+//! Packing: the rows of weights as a model file has them, joined and laid out as kernels read them.
+//!
+//! [`pack`] writes the layouts that [`Packed`] and [`Elem::Rows8`] document, at the offsets of [`plane_offsets`]; [`unpack`] reads
+//! the numbers of any of them back, slowly, for tests. No value changes: what `unpack` gives is what
+//! [`dequantize`](crate::quant::dequantize) gives, bit for bit.
+
+use half::{bf16, f16};
+
+use crate::quant::{self, decode_block};
+use crate::{DType, Elem, GgufType, Packed, plane_offsets};
+
+/// Rows of a block of the packed layouts.
+const LANES: usize = 8;
+/// Elements along k that share their data words.
+const SPAN: usize = 32;
+
+/// Why a weight cannot be packed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PackError {
+    /// There is no way from one element type to the other.
+    #[error("{from} cannot be packed as {to}")]
+    Unsupported {
+        /// Type in the file.
+        from: Elem,
+        /// Layout asked for.
+        to: Elem,
+    },
+    /// A row is not a whole number of blocks.
+    #[error("rows of {k} elements are not whole blocks of {of}")]
+    Ragged {
+        /// Elements in a row.
+        k: usize,
+        /// Element type with blocks.
+        of: Elem,
+    },
+    /// A source, or the output, has another length than its shape says.
+    #[error("{what} has {found} bytes, expected {expected}")]
+    Length {
+        /// `source N` or `output`.
+        what: String,
+        /// Bytes there.
+        found: usize,
+        /// Bytes due.
+        expected: usize,
+    },
+    /// Sources cannot be interleaved.
+    #[error("sources of {rows:?} rows cannot be interleaved by {interleave}")]
+    Interleave {
+        /// Rows of each source.
+        rows: Vec<usize>,
+        /// Rows per turn.
+        interleave: usize,
+    },
+    /// Sizes beyond what an address can hold.
+    #[error("the size of the matrix overflows")]
+    Overflow,
+}
+
+/// Bytes of one row of `k` elements.
+fn row_bytes(elem: Elem, k: usize) -> Result<usize, PackError> {
+    match elem {
+        Elem::Scalar(d) => k.checked_mul(d.size()).ok_or(PackError::Overflow),
+        Elem::Gguf(t) if !k.is_multiple_of(t.block_len()) => Err(PackError::Ragged { k, of: elem }),
+        Elem::Gguf(t) => (k / t.block_len()).checked_mul(t.block_bytes()).ok_or(PackError::Overflow),
+        _ => Err(PackError::Unsupported { from: elem, to: elem }),
+    }
+}
+
+/// The rows of the joined matrix, in order.
+fn joined<'a>(sources: &[(&'a [u8], usize)], row: usize, interleave: usize) -> Result<Vec<&'a [u8]>, PackError> {
+    for (i, (bytes, rows)) in sources.iter().enumerate() {
+        let expected = rows.checked_mul(row).ok_or(PackError::Overflow)?;
+        if bytes.len() != expected {
+            return Err(PackError::Length { what: format!("source {i}"), found: bytes.len(), expected });
+        }
+    }
+    let split = |i: usize| sources[i].0.chunks_exact(row.max(1));
+    if interleave == 0 || row == 0 {
+        return Ok((0..sources.len()).flat_map(split).collect());
+    }
+    let first = sources.first().map_or(0, |s| s.1);
+    if sources.iter().any(|s| s.1 != first) || !first.is_multiple_of(interleave) {
+        return Err(PackError::Interleave { rows: sources.iter().map(|s| s.1).collect(), interleave });
+    }
+    let turns = 0..first / interleave;
+    let parts = turns.flat_map(|turn| (0..sources.len()).map(move |i| (turn, i)));
+    Ok(parts.flat_map(|(turn, i)| split(i).skip(turn * interleave).take(interleave)).collect())
+}
+
+/// Joins the rows of `sources` and writes them in the layout `elem`.
+///
+/// Each source is the bytes and the number of rows of a matrix of `from` with `k` columns. Rows follow one another source by
+/// source, or, when `interleave` is not 0, are taken in turn, `interleave` rows from each source. `out` must have the size that
+/// [`plane_offsets`] gives for the joined matrix; whatever it held is overwritten, padding becomes zero.
+///
+/// `from` and `elem` are equal (a plain copy), or a block format and its [`Packed::for_gguf`], or a scalar type and its
+/// [`Elem::Rows8`].
+///
+/// # Errors
+/// Another pair of types, lengths that do not fit the shape, or sources that cannot be interleaved.
+pub fn pack(
+    from: Elem,
+    elem: Elem,
+    interleave: usize,
+    sources: &[(&[u8], usize)],
+    k: usize,
+    out: &mut [u8],
+) -> Result<(), PackError> {
+    let row = row_bytes(from, k).map_err(|e| match e {
+        PackError::Unsupported { .. } => PackError::Unsupported { from, to: elem },
+        other => other,
+    })?;
+    let rows = joined(sources, row, interleave)?;
+    let n = sources.iter().try_fold(0usize, |n, s| n.checked_add(s.1)).ok_or(PackError::Overflow)?;
+    // No layout needs more than 16 bytes per element; past this check the sizes below cannot overflow.
+    n.checked_add(LANES).and_then(|n| n.checked_mul(k)?.checked_mul(16)).ok_or(PackError::Overflow)?;
+    let (at, size) = plane_offsets(elem, n, k);
+    if out.len() != size {
+        return Err(PackError::Length { what: "output".into(), found: out.len(), expected: size });
+    }
+    out.fill(0);
+    match (from, elem) {
+        (a, b) if a == b => {
+            for (to, row) in out.chunks_exact_mut(row.max(1)).zip(&rows) {
+                to.copy_from_slice(row);
+            }
+            Ok(())
+        }
+        (Elem::Scalar(d), Elem::Rows8(to)) if d == to => {
+            match d.size() {
+                1 => rows8::<1>(&rows, k, out),
+                2 => rows8::<2>(&rows, k, out),
+                4 => rows8::<4>(&rows, k, out),
+                _ => rows8::<8>(&rows, k, out),
+            }
+            Ok(())
+        }
+        (Elem::Gguf(t), Elem::Packed(p)) if p == Packed::for_gguf(t) => {
+            let (data, rest) = out.split_at_mut(at[1]);
+            let (scale, min) = rest.split_at_mut(at[2] - at[1]);
+            match p.scale {
+                DType::F16 => blocks::<2>(t, &rows, k, [data, scale, min], |v| f16::from_f32(v).to_le_bytes()),
+                _ => blocks::<4>(t, &rows, k, [data, scale, min], f32::to_le_bytes),
+            }
+            Ok(())
+        }
+        _ => Err(PackError::Unsupported { from, to: elem }),
+    }
+}
+
+/// `[n / 8, k, 8]` from rows of elements of `S` bytes.
+fn rows8<const S: usize>(rows: &[&[u8]], k: usize, out: &mut [u8]) {
+    for (block, out) in rows.chunks(LANES).zip(out.chunks_exact_mut((k * LANES * S).max(1))) {
+        for (lane, row) in block.iter().enumerate() {
+            let lanes = out.as_chunks_mut::<S>().0.iter_mut().skip(lane).step_by(LANES);
+            for (to, from) in lanes.zip(row.as_chunks::<S>().0) {
+                *to = *from;
+            }
+        }
+    }
+}
+
+/// The data, scale and minimum planes of rows of GGUF blocks; a scale has `S` bytes.
+fn blocks<const S: usize>(t: GgufType, rows: &[&[u8]], k: usize, planes: [&mut [u8]; 3], scale: fn(f32) -> [u8; S]) {
+    let p = Packed::for_gguf(t);
+    let group = usize::from(p.group);
+    let words = usize::from(p.bits);
+    let (spans, groups) = (t.block_len() / SPAN, t.block_len() / group);
+    let [data, scales, mins] = planes;
+    let (data, scales, mins) =
+        (data.as_chunks_mut::<4>().0, scales.as_chunks_mut::<S>().0, mins.as_chunks_mut::<S>().0);
+    let (mut q, mut s, mut m) = ([0u8; 256], [0f32; 16], [0f32; 16]);
+    for (i, row) in rows.iter().enumerate() {
+        let (block, lane) = (i / LANES, i % LANES);
+        for (j, bytes) in row.chunks_exact(t.block_bytes()).enumerate() {
+            decode_block(t, bytes, &mut q, &mut s, &mut m);
+            let q = &q[..t.block_len()];
+            let at = (block * (k / SPAN) + j * spans) * words * LANES + lane;
+            let quads = q.as_chunks::<4>().0;
+            if p.bits == 4 {
+                // A span has eight quads: the low nibbles of four words, then the high ones.
+                let pairs = quads.chunks_exact(8).flat_map(|span| span[..4].iter().zip(&span[4..]));
+                for (to, (low, high)) in data[at..].iter_mut().step_by(LANES).zip(pairs) {
+                    *to = std::array::from_fn(|b| low[b] | high[b] << 4);
+                }
+            } else {
+                for (to, quad) in data[at..].iter_mut().step_by(LANES).zip(quads) {
+                    *to = *quad;
+                }
+            }
+            let at = (block * (k / group) + j * groups) * LANES + lane;
+            for (to, v) in scales[at..].iter_mut().step_by(LANES).zip(&s[..groups]) {
+                *to = scale(*v);
+            }
+            if p.min {
+                for (to, v) in mins[at..].iter_mut().step_by(LANES).zip(&m[..groups]) {
+                    *to = scale(*v);
+                }
+            }
+        }
+    }
+    // Rows that pad the last block: scale (and minimum) are zero already, integers are the zero point.
+    let padding = rows.len()..rows.len().next_multiple_of(LANES);
+    let zero = if p.bits == 4 { p.zero | p.zero << 4 } else { p.zero };
+    for i in padding {
+        let at = i / LANES * (k / SPAN) * words * LANES + i % LANES;
+        for to in data[at..].iter_mut().step_by(LANES).take(k / SPAN * words) {
+            *to = [zero; 4];
+        }
+    }
+}
+
+/// The numbers of an `[n, k]` matrix in any layout that [`pack`] writes, row major. The reference reader: slow and plain.
+///
+/// # Errors
+/// A length that does not fit the shape, or a type without a layout of its own.
+pub fn unpack(elem: Elem, n: usize, k: usize, bytes: &[u8]) -> Result<Vec<f32>, PackError> {
+    n.checked_add(LANES).and_then(|n| n.checked_mul(k)?.checked_mul(16)).ok_or(PackError::Overflow)?;
+    if let Elem::Gguf(_) = elem {
+        row_bytes(elem, k)?;
+    }
+    let (at, size) = plane_offsets(elem, n, k);
+    if bytes.len() != size {
+        return Err(PackError::Length { what: "matrix".into(), found: bytes.len(), expected: size });
+    }
+    let pairs = (0..n).flat_map(|i| (0..k).map(move |j| (i, j)));
+    match elem {
+        Elem::Scalar(d) => pairs.map(|(i, j)| number(elem, d, bytes, i * k + j)).collect(),
+        Elem::Rows8(d) => pairs.map(|(i, j)| number(elem, d, bytes, (i / 8 * k + j) * 8 + i % 8)).collect(),
+        Elem::Gguf(t) => {
+            let mut out = vec![0.0; n * k];
+            let held = n * k / t.block_len() * t.block_bytes();
+            quant::dequantize(t, &bytes[..held], &mut out).map_err(|_| PackError::Ragged { k, of: elem })?;
+            Ok(out)
+        }
+        Elem::Packed(p) => {
+            let group = usize::from(p.group);
+            if !k.is_multiple_of(SPAN) || ![4, 8].contains(&p.bits) || ![16, 32].contains(&group) {
+                return Err(PackError::Ragged { k, of: elem });
+            }
+            let value = |(i, j): (usize, usize)| {
+                let (block, lane, within) = (i / 8, i % 8, j % SPAN);
+                let word = if p.bits == 4 { within % 16 / 4 } else { within / 4 };
+                let span = block * (k / SPAN) + j / SPAN;
+                let byte = bytes[((span * usize::from(p.bits) + word) * 8 + lane) * 4 + j % 4];
+                let q = match (p.bits, within < 16) {
+                    (4, true) => byte & 15,
+                    (4, false) => byte >> 4,
+                    _ => byte,
+                };
+                let g = (block * (k / group) + j / group) * 8 + lane;
+                let scale = number(elem, p.scale, &bytes[at[1]..], g)?;
+                Ok(match p.min {
+                    true => scale * f32::from(q) + number(elem, p.scale, &bytes[at[2]..], g)?,
+                    false => scale * (f32::from(q) - f32::from(p.zero)),
+                })
+            };
+            pairs.map(value).collect()
+        }
+        Elem::Act8 => Err(PackError::Unsupported { from: elem, to: elem }),
+    }
+}
+
+/// Element `i` of scalars.
+fn number(elem: Elem, d: DType, bytes: &[u8], i: usize) -> Result<f32, PackError> {
+    let b = &bytes[i * d.size()..];
+    Ok(match d {
+        DType::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
+        DType::F16 => f16::from_le_bytes([b[0], b[1]]).to_f32(),
+        DType::BF16 => bf16::from_le_bytes([b[0], b[1]]).to_f32(),
+        _ => return Err(PackError::Unsupported { from: elem, to: Elem::Scalar(DType::F32) }),
+    })
+}
