@@ -5,6 +5,7 @@
 //! taken not to overlap each other.
 
 mod access;
+mod lane;
 mod linear;
 mod nest;
 mod registers;
