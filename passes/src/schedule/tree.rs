@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use marquetry_ir::DType;
 use marquetry_ir::loops::{Buf, Expr, Kernel, LoopKind, Node, Stmt, Var};
 
+use super::lane;
 use super::linear::{Linear, as_var};
 
 /// A loop, taken out of its kernel.
@@ -100,13 +101,15 @@ pub(super) fn uses(e: &Expr, p: impl Fn(Var) -> bool) -> bool {
 #[derive(Default)]
 pub(super) struct Subst {
     pub env: HashMap<Var, Expr>,
+    /// Simplify what becomes simple with this many lanes.
+    pub simplify: Option<u16>,
     /// By identity; keeps what it was asked for alive.
     done: HashMap<usize, (Expr, Expr)>,
 }
 
 impl Subst {
     pub fn new(env: impl IntoIterator<Item = (Var, Expr)>) -> Subst {
-        Subst { env: env.into_iter().collect(), done: HashMap::new() }
+        Subst { env: env.into_iter().collect(), ..Subst::default() }
     }
 
     pub fn expr(&mut self, e: &Expr) -> Expr {
@@ -119,7 +122,10 @@ impl Subst {
         let old = e.children();
         let new: Vec<Expr> = old.iter().map(|c| self.expr(c)).collect();
         let same = old.iter().zip(&new).all(|(a, b)| a.id() == b.id());
-        let r = if same { e.clone() } else { e.with_children(new) };
+        let mut r = if same { e.clone() } else { e.with_children(new) };
+        if let Some(lanes) = self.simplify.filter(|_| !same) {
+            r = lane::simplify(&r, lanes).unwrap_or(r);
+        }
         self.done.insert(e.id(), (e.clone(), r.clone()));
         r
     }

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use marquetry_ir::DType;
 use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt, Var};
 
-use super::access::{Effects, bind_index};
+use super::access::Effects;
+use super::lane::{self, LANE};
 use super::linear::{Linear, as_var};
 use super::nest::MAX_UNROLL;
 use super::tree::{Loop, Subst, loads, steps, uses};
@@ -28,21 +29,21 @@ use super::{ScheduleError, buffer, edit, name};
 /// * different iterations never touch the same element with one of them storing;
 /// * accesses to `Reg` buffers that use the variable are aligned to their width.
 pub fn vectorize(k: &mut Kernel, var: Var, lanes: u16) -> Result<(), ScheduleError> {
-    edit(k, "vectorize", var, |k, mut l| {
+    edit(k, "vectorize", var, |k, l| {
         let s = check(k, &l, lanes, 1)?;
-        let scalar = l.body.clone();
-        l.body = inline_indices(&l.body, var);
-        if let Some(b) = Effects::of(&l.body).shared(&l, |_| true) {
+        let single = s.whole.as_int() == Some(1);
+        let first = if single { Expr::idx(0) } else { Expr::var(var) * i64::from(lanes) };
+        let body = lane::expand(&l.body, var, first, lanes);
+        let lane_loop = Loop { var: LANE, extent: Expr::idx(lanes.into()), kind: l.kind, body: vec![] };
+        if let Some(b) = Effects::of(&body).shared(&lane_loop, |_| true) {
             return Err(format!("iterations may meet in {}", buffer(k, b)));
         }
-        let single = s.whole.as_int() == Some(1);
-        let base = if single { Expr::idx(0) } else { Expr::var(var) * i64::from(lanes) };
-        let mut v = Vectorizer::new(k, var, lanes, base);
-        let body = v.body(&l.body)?;
-        let kind = v.loop_kind(&l, &s.whole)?;
-        let mut new = Loop { extent: s.whole, kind, body, ..l }.flat();
+        let mut v = Vectorizer::new(k, lanes);
+        let body = v.body(&body)?;
+        let kind = v.loop_kind(l.kind, &s.whole)?;
+        let mut new = Loop { var, extent: s.whole, kind, body }.flat();
         let mut line = format!("by {lanes}");
-        add_tail(k, var, kind, &scalar, s.covered, s.rest, &mut new, &mut line);
+        add_tail(k, &l, kind, s.covered, s.rest, &mut new, &mut line);
         Ok((new, line, ()))
     })
 }
@@ -66,85 +67,108 @@ pub fn vectorize(k: &mut Kernel, var: Var, lanes: u16) -> Result<(), ScheduleErr
 /// * the element's buffer is loaded once, as the operand that is combined;
 /// * loads as in [`vectorize`].
 pub fn vectorize_reduce(k: &mut Kernel, var: Var, lanes: u16, chains: u16) -> Result<(), ScheduleError> {
-    edit(k, "vectorize_reduce", var, |k, mut l| {
+    edit(k, "vectorize_reduce", var, |k, l| {
         if !(1..=8).contains(&chains) {
             return Err(format!("{chains} chains"));
         }
         let s = check(k, &l, lanes, chains)?;
-        let scalar = l.body.clone();
-        l.body = inline_indices(&l.body, var);
-        let Some((Stmt::Store { buf, index, value }, lets)) = l.body.split_last() else {
-            return Err("its last statement is no store".into());
-        };
-        if lets.iter().any(|s| !matches!(s, Stmt::Let { .. })) {
-            return Err("there is more than one store".into());
-        }
-        let bound: Vec<Var> =
-            lets.iter().filter_map(|s| if let Stmt::Let { var, .. } = s { Some(*var) } else { None }).collect();
-        if index.iter().any(|e| uses(e, |v| v == var || bound.contains(&v)) || loads(e, |b| b == *buf)) {
-            return Err("the element stored to depends on the loop".into());
-        }
-        let (op, old, rest) = reduction(value, *buf).ok_or("the store is no reduction")?;
-        let Node::Load(_, at) = old.node() else { return Err("the store is no reduction".into()) };
-        let equal = |(a, b): (&Expr, &Expr)| {
-            let d = Linear::of(a).minus(&Linear::of(b));
-            d.terms.is_empty() && d.constant == 0
-        };
-        if at.len() != index.len() || !at.iter().zip(index).all(equal) {
-            return Err(format!("it loads another element of {}", buffer(k, *buf)));
-        }
-        let values = lets.iter().filter_map(|s| if let Stmt::Let { value, .. } = s { Some(value) } else { None });
-        if rest.iter().chain(values).any(|e| loads(e, |b| b == *buf)) {
-            return Err(format!("its terms load from {}", buffer(k, *buf)));
-        }
-        let dt = value.dtype();
+        let (op, buf, index) = check_reduction(k, &l)?;
+        let dt = k.decl(buf).dtype;
         let identity = identity(op, dt).ok_or_else(|| format!("no reduction of {dt}"))?.splat(lanes);
-        let rank1 = vec![i64::from(chains).into(), i64::from(lanes).into()];
-        let acc = k.buffer("vec", dt, rank1, Scope::Reg);
-        let chain = |c: u16| vec![Expr::idx(i64::from(c)), Expr::idx(0)];
-        let load = |c: u16| Expr::new(Node::Load(acc, chain(c)), dt, lanes);
-        let mut new: Vec<Stmt> =
-            (0..chains).map(|c| Stmt::Store { buf: acc, index: chain(c), value: identity.clone() }).collect();
-
         let single = s.whole.as_int() == Some(1);
-        let step = i64::from(lanes) * i64::from(chains);
-        let mut body = vec![];
         let mut kind = l.kind;
-        for c in 0..chains {
-            // Bindings of later chains need names of their own.
-            let (lets, value) = if c == 0 {
-                (lets.to_vec(), value.clone())
-            } else {
-                let mut copy = Subst::default();
-                (copy.copy(k, lets), copy.expr(value))
-            };
-            let begin = if single { Expr::idx(0) } else { Expr::var(var) * step };
-            let begin = begin + i64::from(c) * i64::from(lanes);
-            let old = reduction(&value, *buf).ok_or("the store is no reduction")?.1;
-            let mut v = Vectorizer::new(k, var, lanes, begin);
-            v.set(&old, load(c));
-            body.extend(v.body(&lets)?);
-            let value = v.vector(&value)?;
-            body.push(Stmt::Store { buf: acc, index: chain(c), value });
-            kind = v.loop_kind(&l, &s.whole)?;
-        }
-        new.extend(Loop { var, extent: s.whole, kind, body }.flat());
-        let mut sums: Vec<Expr> = (0..chains).map(load).collect();
-        while sums.len() > 1 {
-            sums = sums
-                .chunks(2)
-                .map(|c| c.iter().cloned().reduce(|a, b| Expr::binary(op, a, b)).expect("chunk"))
-                .collect();
-        }
-        let sum = Expr::binary(op, k.load(*buf, index.clone()), sums.remove(0).reduce(op));
-        new.push(Stmt::Store { buf: *buf, index: index.clone(), value: sum });
+        let mut new = vec![];
+        let sum = if single && chains == 1 {
+            let body = lane::expand(&l.body, var, Expr::idx(0), lanes);
+            let (lets, value) = parts(&body)?;
+            let mut v = Vectorizer::new(k, lanes);
+            new.extend(v.body(lets)?);
+            match without(value, buf) {
+                Some(terms) => v.vector(&terms)?,
+                None => {
+                    let (_, old, _) = reduction(value, buf).ok_or("the store is no reduction")?;
+                    v.set(&old, identity);
+                    v.vector(value)?
+                }
+            }
+        } else {
+            let shape = vec![i64::from(chains).into(), i64::from(lanes).into()];
+            let acc = k.buffer("vec", dt, shape, Scope::Reg);
+            let chain = |c: u16| vec![Expr::idx(i64::from(c)), Expr::idx(0)];
+            let load = |c: u16| Expr::new(Node::Load(acc, chain(c)), dt, lanes);
+            new.extend((0..chains).map(|c| Stmt::Store { buf: acc, index: chain(c), value: identity.clone() }));
+            let mut body = vec![];
+            for c in 0..chains {
+                // Bindings of later chains need names of their own.
+                let own = if c == 0 { l.body.clone() } else { Subst::default().copy(k, &l.body) };
+                let step = i64::from(lanes) * i64::from(chains);
+                let first = if single { Expr::idx(0) } else { Expr::var(var) * step };
+                let own = lane::expand(&own, var, first + i64::from(c) * i64::from(lanes), lanes);
+                let (lets, value) = parts(&own)?;
+                let (_, old, _) = reduction(value, buf).ok_or("the store is no reduction")?;
+                let mut v = Vectorizer::new(k, lanes);
+                v.set(&old, load(c));
+                body.extend(v.body(lets)?);
+                body.push(Stmt::Store { buf: acc, index: chain(c), value: v.vector(value)? });
+                kind = v.loop_kind(l.kind, &s.whole)?;
+            }
+            new.extend(Loop { var, extent: s.whole, kind, body }.flat());
+            let mut sums: Vec<Expr> = (0..chains).map(load).collect();
+            while sums.len() > 1 {
+                let pair = |c: &[Expr]| c.iter().cloned().reduce(|a, b| Expr::binary(op, a, b)).expect("a chunk");
+                sums = sums.chunks(2).map(pair).collect();
+            }
+            sums.remove(0)
+        };
+        let value = Expr::binary(op, k.load(buf, index.clone()), sum.reduce(op));
+        new.push(Stmt::Store { buf, index, value });
         let mut line = format!("by {lanes}");
         if chains > 1 {
             line += &format!(" in {chains} chains");
         }
-        add_tail(k, var, kind, &scalar, s.covered, s.rest, &mut new, &mut line);
+        add_tail(k, &l, kind, s.covered, s.rest, &mut new, &mut line);
         Ok((new, line, ()))
     })
+}
+
+/// The bindings of a reduction's body, and the value it stores.
+fn parts(body: &[Stmt]) -> Result<(&[Stmt], &Expr), String> {
+    match body.split_last() {
+        Some((Stmt::Store { value, .. }, lets)) => Ok((lets, value)),
+        _ => Err("its last statement is no store".into()),
+    }
+}
+
+/// Checks that the body is a reduction into one element; gives the operator and the element.
+fn check_reduction(k: &Kernel, l: &Loop) -> Result<(BinOp, Buf, Vec<Expr>), String> {
+    let Some((Stmt::Store { buf, index, value }, lets)) = l.body.split_last() else {
+        return Err("its last statement is no store".into());
+    };
+    let mut bound = vec![l.var];
+    let mut terms = vec![];
+    for s in lets {
+        let Stmt::Let { var, value } = s else { return Err("there is more than bindings and one store".into()) };
+        bound.push(*var);
+        terms.push(value.clone());
+    }
+    if index.iter().any(|e| uses(e, |v| bound.contains(&v)) || loads(e, |b| b == *buf)) {
+        return Err("the element stored to depends on the loop".into());
+    }
+    let none = "the store is no reduction";
+    let (op, old, rest) = reduction(value, *buf).ok_or(none)?;
+    terms.extend(rest);
+    let Node::Load(_, at) = old.node() else { return Err(none.into()) };
+    let equal = |(a, b): (&Expr, &Expr)| {
+        let d = Linear::of(a).minus(&Linear::of(b));
+        d.terms.is_empty() && d.constant == 0
+    };
+    if at.len() != index.len() || !at.iter().zip(index).all(equal) {
+        return Err(format!("it loads another element of {}", buffer(k, *buf)));
+    }
+    if terms.iter().any(|e| loads(e, |b| b == *buf)) {
+        return Err(format!("its terms load from {}", buffer(k, *buf)));
+    }
+    Ok((op, *buf, index.clone()))
 }
 
 /// What both primitives need of the loop itself.
@@ -163,58 +187,15 @@ fn check(k: &Kernel, l: &Loop, lanes: u16, chains: u16) -> Result<super::tree::S
 }
 
 /// The iterations that are left over, as a loop of scalars.
-#[allow(clippy::too_many_arguments)]
-fn add_tail(
-    k: &mut Kernel,
-    var: Var,
-    kind: LoopKind,
-    body: &[Stmt],
-    from: Expr,
-    count: Expr,
-    new: &mut Vec<Stmt>,
-    line: &mut String,
-) {
+fn add_tail(k: &mut Kernel, l: &Loop, kind: LoopKind, from: Expr, count: Expr, new: &mut Vec<Stmt>, line: &mut String) {
     if count.as_int() == Some(0) {
         return;
     }
-    let base = k.vars[var.0 as usize].clone();
+    let base = k.vars[l.var.0 as usize].clone();
     let t = k.fresh(&format!("{base}t"));
-    let body = Subst::new([(var, from + Expr::var(t))]).copy(k, body);
+    let body = Subst::new([(l.var, from + Expr::var(t))]).copy(k, &l.body);
     new.push(Loop { var: t, extent: count, kind, body }.stmt());
     *line += &format!(", tail {}", name(k, t));
-}
-
-/// Replaces bindings of integers that depend on the variable by their values, which may occur in indices.
-fn inline_indices(body: &[Stmt], var: Var) -> Vec<Stmt> {
-    let mut lets = Subst::default();
-    inline(body, var, &mut lets);
-    let inlined = lets.env.clone();
-    drop_lets(&lets.stmts(body), &inlined)
-}
-
-fn inline(body: &[Stmt], var: Var, lets: &mut Subst) {
-    for s in body {
-        if let Stmt::Let { var: x, value } = s
-            && uses(value, |v| v == var || lets.env.contains_key(&v))
-        {
-            bind_index(lets, *x, value);
-        }
-        super::tree::bodies(s).into_iter().for_each(|b| inline(b, var, lets));
-    }
-}
-
-fn drop_lets(body: &[Stmt], gone: &HashMap<Var, Expr>) -> Vec<Stmt> {
-    let keep = body.iter().filter(|s| !matches!(s, Stmt::Let { var, .. } if gone.contains_key(var)));
-    keep.map(|s| match s {
-        Stmt::For { var, extent, kind, body } => {
-            Stmt::For { var: *var, extent: extent.clone(), kind: *kind, body: drop_lets(body, gone) }
-        }
-        Stmt::If { cond, then, other } => {
-            Stmt::If { cond: cond.clone(), then: drop_lets(then, gone), other: drop_lets(other, gone) }
-        }
-        s => s.clone(),
-    })
-    .collect()
 }
 
 /// Neutral element of a reduction.
@@ -268,28 +249,38 @@ fn reduction(e: &Expr, buf: Buf) -> Option<(BinOp, Expr, Vec<Expr>)> {
     }
 }
 
+/// The terms of a reduction alone; none if that takes more than leaving out the old value.
+fn without(e: &Expr, buf: Buf) -> Option<Expr> {
+    let old = |e: &Expr| matches!(e.node(), Node::Load(b, _) if *b == buf);
+    match e.node() {
+        Node::Binary(BinOp::Add | BinOp::Max | BinOp::Min, a, b) if old(a) => Some(b.clone()),
+        Node::Binary(BinOp::Add | BinOp::Max | BinOp::Min, a, b) if old(b) => Some(a.clone()),
+        Node::Fma(a, b, c) if old(c) => Some(a.clone() * b.clone()),
+        _ => None,
+    }
+}
+
 /// Rewrites statements of one iteration to `lanes` iterations.
 struct Vectorizer<'a> {
     k: &'a Kernel,
-    var: Var,
     lanes: u16,
-    /// The iteration of lane 0.
-    first: Subst,
+    /// The values in lane 0.
+    zero: Subst,
     /// Bindings that became vectors.
     vectors: HashMap<Var, Expr>,
-    /// Does an expression differ between iterations? By identity; keeps the expression alive.
+    /// Does an expression differ between lanes? By identity; keeps the expression alive.
     varies: HashMap<usize, (Expr, bool)>,
     /// Vectors by the identity of the scalar, which is alive in `varies`.
     done: HashMap<usize, Expr>,
-    /// Is a register chosen by the variable?
+    /// Is a register chosen by the lane?
     registers: bool,
 }
 
 impl<'a> Vectorizer<'a> {
-    fn new(k: &'a Kernel, var: Var, lanes: u16, first: Expr) -> Vectorizer<'a> {
-        let first = Subst::new([(var, first)]);
+    fn new(k: &'a Kernel, lanes: u16) -> Vectorizer<'a> {
+        let zero = Subst::new([(LANE, Expr::idx(0))]);
         let (vectors, varies, done) = Default::default();
-        Vectorizer { k, var, lanes, first, vectors, varies, done, registers: false }
+        Vectorizer { k, lanes, zero, vectors, varies, done, registers: false }
     }
 
     /// Gives an expression its vector.
@@ -299,9 +290,9 @@ impl<'a> Vectorizer<'a> {
     }
 
     /// Kind of the loop that remains: registers can only be chosen at compile time.
-    fn loop_kind(&self, l: &Loop, steps: &Expr) -> Result<LoopKind, String> {
+    fn loop_kind(&self, kind: LoopKind, steps: &Expr) -> Result<LoopKind, String> {
         if !self.registers || steps.as_int() == Some(1) {
-            return Ok(l.kind);
+            return Ok(kind);
         }
         match steps.as_int() {
             Some(n) if n <= MAX_UNROLL => Ok(LoopKind::Unroll),
@@ -314,11 +305,15 @@ impl<'a> Vectorizer<'a> {
             return *known;
         }
         let r = match as_var(e) {
-            Some(v) => v == self.var || self.vectors.contains_key(&v),
+            Some(v) => v == LANE || self.vectors.contains_key(&v),
             None => e.children().into_iter().any(|c| self.varies(c)),
         };
         self.varies.insert(e.id(), (e.clone(), r));
         r
+    }
+
+    fn any_vector(&mut self, l: &Linear) -> bool {
+        l.terms.iter().any(|(a, _)| self.varies(a))
     }
 
     fn body(&mut self, body: &[Stmt]) -> Result<Vec<Stmt>, String> {
@@ -368,13 +363,12 @@ impl<'a> Vectorizer<'a> {
         if !last {
             return Ok(None);
         }
-        let mut rest = Linear::of(&index[outer.len()]);
-        let c = rest.take(self.var);
-        if c != 1 || rest.terms.iter().any(|(a, _)| self.varies(a)) {
+        let step = lane::split(&index[outer.len()]).filter(|(_, rest)| !self.any_vector(rest));
+        if step.is_none_or(|(c, _)| c != 1) {
             return Err(format!("it does not step through {} one by one", buffer(self.k, buf)));
         }
         let mut index = index.to_vec();
-        let at = self.first.expr(&index[outer.len()]);
+        let at = self.zero.expr(&index[outer.len()]);
         if self.k.decl(buf).scope == Scope::Reg {
             self.registers = true;
             let lanes = i64::from(self.lanes);
@@ -404,11 +398,11 @@ impl<'a> Vectorizer<'a> {
         if e.lanes() != 1 {
             return Err("it computes vectors already".into());
         }
+        let steps =
+            e.dtype() == DType::I64 && lane::split(e).is_some_and(|(c, rest)| c == 1 && !self.any_vector(&rest));
         let new = match e.node() {
-            Node::Var(v) => match self.vectors.get(v) {
-                Some(x) => x.clone(),
-                None => Expr::new(Node::Ramp(self.first.expr(e)), e.dtype(), self.lanes),
-            },
+            _ if steps => Expr::new(Node::Ramp(self.zero.expr(e)), e.dtype(), self.lanes),
+            Node::Var(v) => self.vectors.get(v).cloned().ok_or("a variable has no value")?,
             Node::Load(b, index) => match self.index(*b, index)? {
                 Some(index) => Expr::new(Node::Load(*b, index), e.dtype(), self.lanes),
                 None => return Err(format!("no index of {} depends on it", buffer(self.k, *b))),
