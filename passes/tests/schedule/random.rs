@@ -9,7 +9,7 @@ use marquetry_passes::schedule::rules::default_schedule;
 use marquetry_passes::schedule::{ScheduleError, parallel, reorder, split, unroll, vectorize, vectorize_reduce};
 
 use crate::harness::Rng;
-use crate::{same, text};
+use crate::same;
 
 const ROWS: i64 = 6;
 const COLS: i64 = 48;
@@ -138,7 +138,7 @@ impl Gen {
                 c.select(a, self.float(d))
             }
             1 => Expr::unary(UnOp::Neg, self.float(d)),
-            2 => self.float(d) * self.pick(&[0.5f32, 2.0, -1.0]).into_expr(),
+            2 => self.float(d) * Expr::float(self.pick(&[0.5, 2.0, -1.0])),
             3 => {
                 let c = Expr::float(self.rng.below(5) as f32 - 2.0);
                 self.float(d).fma(c, self.float(d))
@@ -223,7 +223,7 @@ impl Gen {
             // In place.
             value = value + self.k.load(self.floats[b], index.clone());
         }
-        vec![Stmt::Store { buf: self.floats[b], index, value }]
+        vec![Stmt::Store { buf: self.floats[b], index, value: bounded(value) }]
     }
 
     fn extent(&mut self) -> i64 {
@@ -248,7 +248,7 @@ impl Gen {
                 let n = if part { 40 } else { COLS };
                 vec![self.each(n, |g| {
                     let at = Expr::var(g.loops.last().expect("a loop").0);
-                    vec![Stmt::Store { buf: row, index: vec![at], value: g.float(1) }]
+                    vec![Stmt::Store { buf: row, index: vec![at], value: bounded(g.float(1)) }]
                 })]
             }
             7 if depth > 0 => self.registers(),
@@ -293,7 +293,7 @@ impl Gen {
             all.push(Stmt::Store { buf: acc, index: here, value });
             all
         });
-        let value = self.k.load(acc, at);
+        let value = bounded(self.k.load(acc, at));
         let index = self.place();
         vec![first, sum, Stmt::Store { buf: self.floats[1 + self.rng.below(2)], index, value }]
     }
@@ -326,14 +326,9 @@ impl Gen {
     }
 }
 
-trait IntoExpr {
-    fn into_expr(self) -> Expr;
-}
-
-impl IntoExpr for f32 {
-    fn into_expr(self) -> Expr {
-        Expr::float(self)
-    }
+/// A small whole number, so that sums are exact in every order.
+fn bounded(e: Expr) -> Expr {
+    Expr::unary(UnOp::Floor, e.min(Expr::float(500.0)).max(Expr::float(-500.0)))
 }
 
 fn loops(body: &[Stmt], out: &mut Vec<(Var, Option<Var>)>) {
@@ -376,12 +371,11 @@ fn step(rng: &mut Rng, k: &mut Kernel) -> Result<&'static str, ScheduleError> {
     }
 }
 
-/// The kernel before; what it becomes is checked after all steps.
+/// A kernel whose scratch memory holds known values first, so that its results are defined.
 fn random_kernel(seed: u64) -> Gen {
     let mut g = Gen::new(seed);
     let rows = g.pick(&[4, 5, ROWS]);
     g.k.body = if g.chance(70) {
-        // Scratch memory holds known values first, so that results are defined.
         vec![g.each(rows, |g| {
             let mut all = fill(g);
             all.extend(g.body(3));
@@ -394,9 +388,6 @@ fn random_kernel(seed: u64) -> Gen {
         all.extend(g.stmt(3));
         all
     };
-    if g.chance(50) && g.k.body.len() == 1 {
-        // Without what fills scratch memory, for `parallel` and `reorder`.
-    }
     g
 }
 
@@ -423,7 +414,9 @@ fn fill(g: &mut Gen) -> Vec<Stmt> {
 fn random_schedules() {
     let mut applied: BTreeMap<&str, usize> = BTreeMap::new();
     let mut refused = 0;
-    for seed in 0..300 {
+    // More of them on request.
+    let seeds = std::env::var("SCHEDULE_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
+    for seed in 0..seeds {
         let mut g = random_kernel(seed);
         let before = g.k.clone();
         let mut k = before.clone();
@@ -446,7 +439,6 @@ fn random_schedules() {
         default_schedule(&mut default);
         *applied.entry("default").or_default() += default.trace.len();
         same(&before, &default, N, seed + 1000);
-        assert!(text(&k).contains("kernel"));
     }
     println!("{applied:?}, {refused} refused");
     for name in ["split", "unroll", "reorder", "parallel", "vectorize", "vectorize_reduce", "default"] {
