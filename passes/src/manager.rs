@@ -6,7 +6,7 @@ use marquetry_ir::graph::{self, Module, TypeError};
 use marquetry_ir::program::Program;
 
 use crate::eqsat::{self, cost::Target};
-use crate::{Numerics, bind, canon, fuse, lower, outline, plan};
+use crate::{Numerics, bind, canon, fuse, lower, outline, plan, schedule};
 
 /// What a pipeline works on: a graph module, or from `lower` on a program.
 #[derive(Clone, Debug, PartialEq)]
@@ -158,7 +158,7 @@ pub static PASSES: &[Pass] = &[
             Ir::Program(_) => Err(PassError::Level { pass: "lower", wants: "graph IR" }),
         },
     },
-    Pass { name: "schedule", doc: "loops are split, vectorized and unrolled", run: |ir, _, _| program_pass(ir, "schedule", |_| ()) },
+    Pass { name: "schedule", doc: "loops are split, vectorized and unrolled", run: |ir, _, _| program_pass(ir, "schedule", schedule::run) },
     Pass { name: "plan", doc: "buffers share the arena, launches wait for what they need", run: |ir, _, _| program_pass(ir, "plan", plan::run) },
 ];
 

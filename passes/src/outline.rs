@@ -135,10 +135,11 @@ fn cut(f: &Function) -> Vec<Piece> {
             }
         }
         alive.retain(|v| last_use[v.0 as usize] > i);
-        // A leaf belongs to the piece that first uses it, so a cut never falls between the two.
-        let open_leaf = alive.iter().any(|v| leaf[v.0 as usize] && !used_by(f, *v, i));
-        let crossing = alive.iter().filter(|v| !leaf[v.0 as usize] && !weights[v.0 as usize]).count();
-        if crossing <= 1 && !open_leaf && !is_leaf(inst.op) {
+        // A weight belongs to the piece that first uses it, so a cut never falls between the two.
+        let own = |v: &&Value| leaf[v.0 as usize] || weights[v.0 as usize];
+        let open = alive.iter().filter(own).any(|v| !used_by(f, *v, i));
+        let crossing = alive.iter().filter(|v| !own(v)).count();
+        if crossing <= 1 && !open && !is_leaf(inst.op) {
             pieces.push(Piece { insts: start..i + 1 });
             start = i + 1;
         }

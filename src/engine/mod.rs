@@ -16,7 +16,7 @@ use marquetry_runtime::{AlignedBytes, RuntimeError};
 use crate::Error;
 use crate::model::{CHUNK, LoadedModel, PAGE};
 
-pub use programs::{Bucket, bucket_options};
+pub use programs::{Bucket, bucket_options, cpu_features};
 
 /// Bytes of logits that one step makes at most when every token's are wanted.
 const MAX_LOGITS: usize = 128 << 20;
@@ -180,6 +180,11 @@ impl Engine {
     /// The model.
     pub fn model(&self) -> &LoadedModel {
         &self.model
+    }
+
+    /// The model, to keep beside a running engine.
+    pub fn shared_model(&self) -> Arc<LoadedModel> {
+        self.model.clone()
     }
 
     /// The options, with defaults filled in.

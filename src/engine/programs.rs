@@ -77,7 +77,7 @@ fn build_identity() -> String {
 }
 
 /// Names of the CPU's features that code generation may use.
-pub(crate) fn cpu_features() -> Vec<&'static str> {
+pub fn cpu_features() -> Vec<&'static str> {
     let mut found = vec![];
     #[cfg(target_arch = "x86_64")]
     {

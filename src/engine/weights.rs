@@ -21,7 +21,12 @@ pub(super) struct PackedWeights {
 
 impl PackedWeights {
     /// The packed bytes of each weight, in order. Those that are not there yet are packed on that many threads.
-    pub fn get(&mut self, model: &LoadedModel, wanted: &[Weight], threads: usize) -> Result<Vec<Arc<WeightData>>, Error> {
+    pub fn get(
+        &mut self,
+        model: &LoadedModel,
+        wanted: &[Weight],
+        threads: usize,
+    ) -> Result<Vec<Arc<WeightData>>, Error> {
         let mut missing: Vec<&Weight> = wanted.iter().filter(|w| !self.ready.contains_key(*w)).collect();
         // The large ones first, so that no thread ends with one alone.
         missing.sort_by_key(|w| std::cmp::Reverse(w.shape.iter().product::<usize>()));

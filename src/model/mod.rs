@@ -62,11 +62,7 @@ impl LoadedModel {
     ///
     /// # Errors
     /// If there is no such model, it can not be fetched, it is malformed, or its architecture is not supported.
-    pub fn open(
-        argument: &str,
-        options: &LoadOptions,
-        progress: &mut dyn FnMut(&str),
-    ) -> Result<LoadedModel, Error> {
+    pub fn open(argument: &str, options: &LoadOptions, progress: &mut dyn FnMut(&str)) -> Result<LoadedModel, Error> {
         let start = Instant::now();
         let path = Reference::parse(argument)?.locate(options, progress)?;
         let weights = Weights::open(&path)?;
@@ -103,7 +99,8 @@ impl LoadedModel {
     /// # Errors
     /// If the model came without one.
     pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
-        let lacks = || Error::lacks("the model came without a tokenizer; put tokenizer.json beside it, or use --tokens");
+        let lacks =
+            || Error::lacks("the model came without a tokenizer; put tokenizer.json beside it, or use --tokens");
         self.tokenizer.as_ref().ok_or_else(lacks)
     }
 
@@ -113,7 +110,8 @@ impl LoadedModel {
     /// If the model came without one, or it does not compile.
     pub fn chat_template(&self) -> Result<ChatTemplate, Error> {
         let source = self.tokenizer.as_ref().and_then(Tokenizer::chat_template);
-        let lacks = || Error::lacks("the model came without a chat template; use `generate`, which continues plain text");
+        let lacks =
+            || Error::lacks("the model came without a chat template; use `generate`, which continues plain text");
         Ok(ChatTemplate::new(source.ok_or_else(lacks)?)?)
     }
 }

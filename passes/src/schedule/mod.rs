@@ -8,11 +8,13 @@ mod access;
 mod lane;
 mod linear;
 mod nest;
+mod registers;
 pub mod rules;
 mod tree;
 mod vector;
 
 pub use nest::{parallel, reorder, split, unroll};
+pub use registers::promote;
 pub use vector::{vectorize, vectorize_reduce};
 
 use marquetry_ir::loops::{Kernel, Stmt, Var};
@@ -35,7 +37,10 @@ pub struct ScheduleError {
 
 /// Applies the default schedule to every kernel.
 pub fn run(p: &mut Program) {
-    p.kernels.iter_mut().for_each(rules::default_schedule);
+    for k in &mut p.kernels {
+        rules::default_schedule(k);
+        promote(k);
+    }
 }
 
 /// A variable as the text IR writes it.
