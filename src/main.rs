@@ -1,2 +1,7 @@
-//! The binary.
-fn main() {}
+//! The command line: `marquetry VERB ...`. The result goes to stdout, progress and messages to stderr.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

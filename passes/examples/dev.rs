@@ -17,47 +17,12 @@ fn main() {
     let w = Weights::open(&path).unwrap();
     let elems = m.params.iter().map(|p| (p.name.clone(), w.get(&p.name).unwrap().elem)).collect();
     let m = bind::storage(&m, &elems).unwrap();
-    let check = |m: &marquetry_ir::graph::Module| {
-        let e = marquetry_ir::graph::verify(m);
-        if !e.is_empty() {
-            eprintln!("VERIFY {e:#?}");
-        }
-    };
-    check(&m);
-    let m = if one {
-        bind::specialize(
-            &m,
-            &HashMap::from([
-                ("n".into(), bind::Narrow::Fixed(1)),
-                ("r".into(), bind::Narrow::Fixed(1)),
-                ("s".into(), bind::Narrow::Fixed(1)),
-            ]),
-        )
-        .unwrap()
-    } else {
-        m
-    };
-    let t = std::time::Instant::now();
-    let m = canon::run(&m).unwrap();
-    check(&m);
-    eprintln!("canon {:?}", t.elapsed());
-    let m = outline::run(&m).unwrap();
-    check(&m);
-    eprintln!("outline {:?}", t.elapsed());
-    let (m, r) = eqsat::run(
-        &m,
-        eqsat::cost::Target::CPU,
-        if fast { Numerics::Fast } else { Numerics::Strict },
-        eqsat::Limits::default(),
-    )
-    .unwrap();
-    check(&m);
-    eprintln!("eqsat {:?}", t.elapsed());
-    for r in r {
-        eprintln!("{r}");
-    }
-    let m = fuse::run(&m).unwrap();
-    check(&m);
-    eprintln!("fuse {:?}", t.elapsed());
-    println!("{}", marquetry_ir::graph::print_module(&m));
+    let f = |v| manager_sizes(v);
+    fn manager_sizes(v: &[(&str, i64)]) -> HashMap<String, bind::Narrow> { v.iter().map(|(n, v)| (n.to_string(), bind::Narrow::Fixed(*v))).collect() }
+    let sizes = if one { f(&[("n", 1), ("r", 1), ("s", 1)]) } else { f(&[("s", 1)]) };
+    let o = manager::Options { numerics: if fast { Numerics::Fast } else { Numerics::Strict }, sizes, ..Default::default() };
+    let stop = std::env::args().nth(3).unwrap_or("plan".into());
+    let r = manager::run(manager::Ir::Graph(m), &manager::default_pipeline(), &o, &mut |name, ir| {eprintln!("{name}"); if name == stop { println!("{}", manager::print(ir)); }});
+    match r { Ok((ir, r)) => { for e in r.eqsat { eprintln!("{e}"); } eprintln!("{:?}", r.seconds);
+      if let manager::Ir::Program(p) = ir { eprintln!("{} kernels, {} launches, arena {}, syncs {}", p.kernels.len(), p.launches.len(), p.arena_bytes, p.launches.iter().filter(|l| l.sync).count()); } } Err(e) => eprintln!("{e}") }
 }

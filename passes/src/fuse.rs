@@ -223,7 +223,13 @@ impl<'a> Grouping<'a> {
     fn epilogue(&self, anchor: usize) -> BTreeSet<usize> {
         let total = |i: usize| self.shape(i).into_iter().fold(Dim::from(1), |a, b| a * b);
         let full = total(anchor);
-        let sizes = [Some(full.clone()), full.div_exact(2)];
+        // Half as many columns only where gate and up are interleaved by blocks of 8, so that both are in one tile.
+        let halves = |i: &Inst, deps: &BTreeSet<usize>| i.op == Op::Slice && *deps == BTreeSet::from([anchor]);
+        let interleaved = self.f.insts.iter().zip(&self.deps).filter(|(i, d)| halves(i, d)).all(|(i, _)| {
+            let shape = self.f.ty(i.operands[0]).as_tensor().map(|t| t.shape.as_slice());
+            shape.is_some_and(|s| s.ends_with(&[Dim::from(2), Dim::from(8)]))
+        });
+        let sizes = [Some(full.clone()), full.div_exact(2).filter(|_| interleaved)];
         let mut set = BTreeSet::from([anchor]);
         let mut best = set.clone();
         loop {

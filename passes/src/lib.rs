@@ -4,8 +4,10 @@ pub mod bind;
 pub mod canon;
 pub mod eqsat;
 pub mod fuse;
+pub mod lower;
 pub mod manager;
 pub mod outline;
+pub mod plan;
 pub mod schedule;
 
 /// What a compilation may do to numbers.

@@ -6,7 +6,7 @@ use marquetry_ir::graph::{self, Module, TypeError};
 use marquetry_ir::program::Program;
 
 use crate::eqsat::{self, cost::Target};
-use crate::{Numerics, bind, canon, fuse, outline};
+use crate::{Numerics, bind, canon, fuse, lower, outline, plan, schedule};
 
 /// What a pipeline works on: a graph module, or from `lower` on a program.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,6 +108,12 @@ fn graph_pass(
     f(&m).map(Ir::Graph).map_err(|error| PassError::Type { pass, error })
 }
 
+fn program_pass(ir: Ir, pass: &'static str, f: impl FnOnce(&mut Program)) -> Result<Ir, PassError> {
+    let Ir::Program(mut p) = ir else { return Err(PassError::Level { pass, wants: "a program" }) };
+    f(&mut p);
+    Ok(Ir::Program(p))
+}
+
 /// Every pass, in the order of the default pipeline.
 pub static PASSES: &[Pass] = &[
     Pass {
@@ -141,6 +147,19 @@ pub static PASSES: &[Pass] = &[
         doc: "operations are grouped into kernels",
         run: |ir, _, _| graph_pass(ir, "fuse", fuse::run),
     },
+    Pass {
+        name: "lower",
+        doc: "groups become loops, calls become launches",
+        run: |ir, _, _| match ir {
+            Ir::Graph(m) => match lower::lower(&m) {
+                Ok(p) => Ok(Ir::Program(Box::new(p))),
+                Err(message) => Err(PassError::Unsupported { pass: "lower", message }),
+            },
+            Ir::Program(_) => Err(PassError::Level { pass: "lower", wants: "graph IR" }),
+        },
+    },
+    Pass { name: "schedule", doc: "loops are split, vectorized and unrolled", run: |ir, _, _| program_pass(ir, "schedule", schedule::run) },
+    Pass { name: "plan", doc: "buffers share the arena, launches wait for what they need", run: |ir, _, _| program_pass(ir, "plan", plan::run) },
 ];
 
 /// The passes from a traced module to a planned program.

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use crate::RuntimeError;
 
 /// Spins before a waiting thread yields its core.
-const SPINS: u32 = 20_000;
+const SPINS: u32 = 2_000;
 /// The same where there are more threads than cores: whoever is waited for needs the core.
 const SPINS_CROWDED: u32 = 100;
 /// How long a worker waits for the next job before it parks.

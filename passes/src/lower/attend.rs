@@ -1,0 +1,134 @@
+//! Attention over the paged cache: one query head per iteration, keys in blocks, softmax on the fly
+//! (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135).
+
+use marquetry_ir::graph::Inst;
+use marquetry_ir::loops::{BinOp, Buf, Expr, LoopKind, Scope, Stmt, UnOp, dim_expr};
+use marquetry_ir::{DType, Dim};
+
+use super::read::{Cx, Lowered, Planes};
+
+/// Positions whose scores are formed before the running maximum moves.
+const BLOCK: i64 = 16;
+
+/// `attend` stored to `out`.
+pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: Buf) -> Lowered<()> {
+    let [q, state, pos, seq, pages] = inst.operands[..] else { return Err("`attend` takes five operands".into()) };
+    let Some(Planes::Kv([keys, values])) = cx.planes.get(&state).cloned() else {
+        return Err("the cache is no argument".into());
+    };
+    let shape = cx.shape(q);
+    let [heads, dim] = [1, 2].map(|i| shape[i].as_const());
+    let (heads, dim) = (heads.ok_or("symbolic heads")?, dim.ok_or("symbolic head size")?);
+    let kv_heads = cx.k.decl(keys).shape[1].as_const().ok_or("symbolic key heads")?;
+    let (scale, window) = (inst.attrs[0].as_f32(), inst.attrs[1].as_int());
+    let (cap, page) = (inst.attrs[2].as_f32(), inst.attrs[3].as_int());
+    let scores = cx.k.buffer("scores", DType::F32, vec![BLOCK.into()], Scope::Local);
+    let slots = cx.k.buffer("slots", DType::I64, vec![BLOCK.into()], Scope::Local);
+    let acc = cx.k.buffer("sum", DType::F32, vec![dim.into()], Scope::Local);
+    let stats = cx.reg("stats", DType::F32, &[2, 1]);
+    let stat = |i: i64| vec![Expr::idx(i), Expr::idx(0)];
+
+    let var = cx.k.fresh("i");
+    let i = Expr::var(var);
+    let (token, head) = (i.clone() / heads, i % heads);
+    let mut body = vec![];
+    let mut name = |cx: &mut Cx<'_>, n: &str, e: Expr| {
+        let (stmt, e) = cx.bind(n, e);
+        body.push(stmt);
+        e
+    };
+    let token = if shape[0].as_const() == Some(1) { Expr::idx(0) } else { name(cx, "t", token) };
+    let head = name(cx, "h", head);
+    let kv_head = name(cx, "kh", head.clone() / (heads / kv_heads));
+    let p = cx.read(pos, std::slice::from_ref(&token))?.cast(DType::I64);
+    let p = name(cx, "p", p);
+    let s = cx.read(seq, std::slice::from_ref(&token))?.cast(DType::I64);
+    let s = name(cx, "s", s);
+    let first = if window > 0 { (p.clone() - (window - 1)).max(Expr::idx(0)) } else { Expr::idx(0) };
+    let first = name(cx, "first", first);
+    let count = name(cx, "blocks", (p.clone() - first.clone() + BLOCK) / BLOCK);
+
+    body.push(cx.store(stats, stat(0), Expr::float(f32::NEG_INFINITY)));
+    body.push(cx.store(stats, stat(1), Expr::float(0.0)));
+    body.push(cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| Ok(vec![cx.store(acc, vec![d], Expr::float(0.0))]))?);
+
+    let block = cx.k.fresh("b");
+    let base = first + Expr::var(block) * BLOCK;
+    let mut inner = vec![];
+    let dot = cx.reg("dot", DType::F32, &[1]);
+    inner.push(cx.each("j", &BLOCK.into(), LoopKind::Serial, |cx, j| {
+        let at = base.clone() + j.clone();
+        let (b1, seen) = cx.bind("at", at.clone().min(p.clone()));
+        let entry = cx.read(pages, &[s.clone(), seen.clone() / page])?.cast(DType::I64);
+        let (b2, slot) = cx.bind("slot", entry * page + seen % page);
+        let mut all = vec![b1, b2, cx.store(slots, vec![j.clone()], slot.clone())];
+        all.push(cx.store(dot, vec![Expr::idx(0)], Expr::float(0.0)));
+        all.push(cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
+            let x = cx.read(q, &[token.clone(), head.clone(), d.clone()])?;
+            let k = cx.k.load(keys, vec![slot.clone(), kv_head.clone(), d]);
+            let old = cx.k.load(dot, vec![Expr::idx(0)]);
+            Ok(vec![cx.store(dot, vec![Expr::idx(0)], x.fma(k, old))])
+        })?);
+        let mut score = cx.k.load(dot, vec![Expr::idx(0)]) * Expr::float(scale);
+        if cap > 0.0 {
+            score = Expr::unary(UnOp::Tanh, score / Expr::float(cap)) * Expr::float(cap);
+        }
+        let score = at.le(p.clone()).select(score, Expr::float(f32::NEG_INFINITY));
+        all.push(cx.store(scores, vec![j], score));
+        Ok(all)
+    })?);
+    inner.extend(softmax_step(cx, scores, acc, stats, dim)?);
+    inner.push(cx.each("j", &BLOCK.into(), LoopKind::Serial, |cx, j| {
+        let (b1, slot) = cx.bind("slot", cx.k.load(slots, vec![j.clone()]));
+        let (b2, weight) = cx.bind("w", cx.k.load(scores, vec![j]));
+        let sum = cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
+            let v = cx.k.load(values, vec![slot.clone(), kv_head.clone(), d.clone()]);
+            let old = cx.k.load(acc, vec![d.clone()]);
+            Ok(vec![cx.store(acc, vec![d], weight.clone().fma(v, old))])
+        })?;
+        Ok(vec![b1, b2, sum])
+    })?);
+    body.push(Stmt::For { var: block, extent: count, kind: LoopKind::Serial, body: inner });
+
+    let (bind, total) = cx.bind("total", Expr::float(1.0) / cx.k.load(stats, stat(1)));
+    body.push(bind);
+    body.push(cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
+        let e = cx.k.load(acc, vec![d.clone()]) * total.clone();
+        Ok(vec![cx.store(out, vec![token.clone(), head.clone(), d], e)])
+    })?);
+    let extent = dim_expr(&(shape[0].clone() * Dim::from(heads)));
+    cx.k.body = vec![Stmt::For { var, extent, kind: LoopKind::Parallel, body }];
+    Ok(())
+}
+
+/// Moves the running maximum, rescales the sums, and turns the scores of a block into weights.
+fn softmax_step(cx: &mut Cx<'_>, scores: Buf, acc: Buf, stats: Buf, dim: i64) -> Lowered<Vec<Stmt>> {
+    let stat = |i: i64| vec![Expr::idx(i), Expr::idx(0)];
+    let fold = cx.reg("fold", DType::F32, &[1]);
+    let zero = || vec![Expr::idx(0)];
+    let reduce = |cx: &mut Cx<'_>, op: BinOp, init: f32| {
+        let start = cx.store(fold, zero(), Expr::float(init));
+        let loop_ = cx.each("j", &BLOCK.into(), LoopKind::Serial, |cx, j| {
+            let e = Expr::binary(op, cx.k.load(fold, zero()), cx.k.load(scores, vec![j]));
+            Ok(vec![cx.store(fold, zero(), e)])
+        })?;
+        let (bind, e) = cx.bind("fold", cx.k.load(fold, zero()));
+        Ok::<_, String>((vec![start, loop_, bind], e))
+    };
+    let (mut all, top) = reduce(cx, BinOp::Max, f32::NEG_INFINITY)?;
+    let (b1, max) = cx.bind("max", cx.k.load(stats, stat(0)).max(top));
+    let (b2, shrink) = cx.bind("shrink", Expr::unary(UnOp::Exp, cx.k.load(stats, stat(0)) - max.clone()));
+    all.extend([b1, b2, cx.store(stats, stat(0), max.clone())]);
+    all.push(cx.each("j", &BLOCK.into(), LoopKind::Serial, |cx, j| {
+        let e = Expr::unary(UnOp::Exp, cx.k.load(scores, vec![j.clone()]) - max.clone());
+        Ok(vec![cx.store(scores, vec![j], e)])
+    })?);
+    let (sums, sum) = reduce(cx, BinOp::Add, 0.0)?;
+    all.extend(sums);
+    all.push(cx.store(stats, stat(1), cx.k.load(stats, stat(1)).fma(shrink.clone(), sum)));
+    all.push(cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
+        let e = cx.k.load(acc, vec![d.clone()]) * shrink.clone();
+        Ok(vec![cx.store(acc, vec![d], e)])
+    })?);
+    Ok(all)
+}

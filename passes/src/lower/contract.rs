@@ -1,0 +1,291 @@
+//! Contractions over packed weights: register tiles of tokens by row blocks, with the epilogue applied in registers.
+
+use marquetry_ir::graph::{Op, Value};
+use marquetry_ir::loops::{Buf, Expr, LoopKind, Stmt, dim_expr};
+use marquetry_ir::{DType, Dim, Packed};
+
+use super::read::{Cx, Lowered, Planes, Tile};
+
+/// Tokens that share one pass over a block of weights.
+const TOKENS: i64 = 4;
+
+/// The anchor `linear` or `qlinear`, then everything up to `result`, stored to `out`.
+pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
+    let anchor = cx.f.insts.iter().find(|i| matches!(i.op, Op::Linear | Op::QLinear)).ok_or("no contraction")?;
+    let (x, w, y) = (anchor.operands[0], anchor.operands[1], anchor.results[0]);
+    let shape = cx.shape(y);
+    let [tokens, rows] = shape.as_slice() else { return Err("activations of a contraction have two axes".into()) };
+    let rows = rows.as_const().ok_or("a symbolic number of rows")?;
+    let per_token: Dim = cx.shape(result)[1..].iter().fold(Dim::from(1), |a, d| a * d.clone());
+    let outputs = per_token.as_const().ok_or("a symbolic number of outputs")?;
+    let ratio = rows / outputs.max(1);
+    if outputs * ratio != rows || !(1..=2).contains(&ratio) || cx.shape(result)[0] != *tokens {
+        return Err("the epilogue does not keep or halve the columns".into());
+    }
+    let total = rows.div_euclid(8) + i64::from(rows % 8 != 0);
+    let is_float = matches!(cx.planes.get(&w), Some(Planes::Rows8(_)));
+    // Two blocks give a float tile enough independent sums to hide the latency of its additions.
+    let blocks = if ratio == 2 || (is_float && total % 2 == 0) { 2 } else { 1 };
+    if total % blocks != 0 {
+        return Err("row blocks do not pair up".into());
+    }
+    let job = Job { x, w, y, result, out, rows: outputs, ratio, blocks };
+    let per_block = Dim::from(total / blocks);
+    let tokens = tokens.clone();
+    let body = cx.each("b", &per_block, LoopKind::Parallel, |cx, b| {
+        let first = b * blocks;
+        if tokens.as_const() == Some(1) {
+            return job.tile(cx, 1, Expr::idx(0), first);
+        }
+        let n = dim_expr(&tokens);
+        let limit = cx.syms.range(&tokens).1;
+        let mut all = vec![];
+        let var = cx.k.fresh("t");
+        cx.ranges.declare(var, limit / TOKENS + 1);
+        let main = job.tile(cx, TOKENS, Expr::var(var) * TOKENS, first.clone())?;
+        all.push(Stmt::For { var, extent: n.clone() / TOKENS, kind: LoopKind::Serial, body: main });
+        let var = cx.k.fresh("t");
+        cx.ranges.declare(var, TOKENS);
+        let (bind, whole) = cx.bind("whole", n.clone() / TOKENS * TOKENS);
+        all.push(bind);
+        let rest = job.tile(cx, 1, whole + Expr::var(var), first)?;
+        all.push(Stmt::For { var, extent: n % TOKENS, kind: LoopKind::Serial, body: rest });
+        Ok(all)
+    })?;
+    cx.k.body = vec![body];
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+struct Job {
+    x: Value,
+    w: Value,
+    y: Value,
+    result: Value,
+    out: Buf,
+    /// Outputs per token.
+    rows: i64,
+    /// Rows of the weight per output: 1, or 2 when gate and up rows are interleaved.
+    ratio: i64,
+    blocks: i64,
+}
+
+impl Job {
+    fn tile(&self, cx: &mut Cx<'_>, tokens: i64, t0: Expr, b0: Expr) -> Lowered<Vec<Stmt>> {
+        let acc = cx.local("acc", DType::F32, &[tokens * self.blocks, 8]);
+        let mut all = vec![];
+        for i in 0..tokens * self.blocks {
+            all.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| Ok(vec![cx.store(acc, vec![Expr::idx(i), r], Expr::float(0.0))]))?);
+        }
+        let tile = Tile { value: self.y, acc, origin: (t0.clone(), b0.clone()), blocks: self.blocks };
+        all.extend(match (cx.planes.get(&self.w).cloned(), cx.planes.get(&self.x).cloned()) {
+            (Some(Planes::Rows8(w)), _) => self.floats(cx, w, tokens, &tile)?,
+            (Some(Planes::Packed(p, data, scale, min)), Some(Planes::Act8(q, xs, sum))) => {
+                self.int8(cx, (p, data, scale, min), [q, xs, sum], tokens, &tile)?
+            }
+            (Some(Planes::Packed(p, data, scale, min)), _) => self.dequantized(cx, (p, data, scale, min), tokens, &tile)?,
+            _ => return Err("a weight that no rule has packed".into()),
+        });
+        cx.tile = Some(tile);
+        for t in 0..tokens {
+            for b in 0..self.blocks / self.ratio {
+                all.extend(self.epilogue(cx, t0.clone() + t, b0.clone(), b)?);
+            }
+        }
+        cx.tile = None;
+        cx.forget();
+        Ok(all)
+    }
+
+    /// Stores 8 outputs of one token.
+    fn epilogue(&self, cx: &mut Cx<'_>, token: Expr, b0: Expr, b: i64) -> Lowered<Vec<Stmt>> {
+        let shape = cx.shape(self.result);
+        let ratio = self.ratio;
+        let store = |cx: &mut Cx<'_>, r: Expr| {
+            // `b0` counts weight blocks; outputs have 1 / ratio as many.
+            let first = if ratio == 2 { cx.ranges.div_rem(&b0, 2).0 } else { b0.clone() };
+            let column = (first + b) * 8 + r;
+            let mut at = vec![];
+            let mut flat = column.clone();
+            for d in shape[2..].iter().rev() {
+                let (q, r) = cx.ranges.div_rem(&flat, d.as_const().unwrap_or(1));
+                at.push(r);
+                flat = q;
+            }
+            at.push(flat);
+            at.push(token.clone());
+            at.reverse();
+            let value = cx.read(self.result, &at)?;
+            Ok::<_, String>((column, cx.store(self.out, at, value)))
+        };
+        if self.rows % 8 == 0 {
+            return Ok(vec![cx.each("r", &8.into(), LoopKind::Serial, |cx, r| Ok(vec![store(cx, r)?.1]))?]);
+        }
+        let mut all = vec![];
+        for r in 0..8 {
+            let (column, stmt) = store(cx, Expr::idx(r))?;
+            let cond = column.lt(Expr::idx(self.rows));
+            all.push(Stmt::If { cond, then: vec![stmt], other: vec![] });
+        }
+        Ok(all)
+    }
+
+    /// f32, f16 or bf16 rows, in f32.
+    fn floats(&self, cx: &mut Cx<'_>, w: Buf, tokens: i64, tile: &Tile) -> Lowered<Vec<Stmt>> {
+        let k = cx.shape(self.x).pop().ok_or("no inner axis")?;
+        let loop_ = cx.each("k", &k, LoopKind::Serial, |cx, k| {
+            let mut body = vec![];
+            for t in 0..tokens {
+                let x = cx.read(self.x, &[tile.origin.0.clone() + t, k.clone()])?;
+                for b in 0..self.blocks {
+                    body.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| {
+                        let at = vec![tile.origin.1.clone() + b, k.clone(), r.clone()];
+                        let weight = cx.k.load(w, at).cast(DType::F32);
+                        Ok(vec![self.add(cx, tile, t, b, r, x.clone(), weight)])
+                    })?);
+                }
+            }
+            Ok(body)
+        })?;
+        Ok(vec![loop_])
+    }
+
+    /// `acc += x * w` for one lane.
+    #[allow(clippy::too_many_arguments)]
+    fn add(&self, cx: &Cx<'_>, tile: &Tile, t: i64, b: i64, r: Expr, x: Expr, w: Expr) -> Stmt {
+        let at = vec![Expr::idx(t * self.blocks + b), r];
+        let old = cx.k.load(tile.acc, at.clone());
+        cx.store(tile.acc, at, x.fma(w, old))
+    }
+
+    /// Packed weights as the f32 numbers they stand for.
+    fn dequantized(
+        &self,
+        cx: &mut Cx<'_>,
+        (p, data, scale, min): (Packed, Buf, Buf, Option<Buf>),
+        tokens: i64,
+        tile: &Tile,
+    ) -> Lowered<Vec<Stmt>> {
+        let k = cx.shape(self.x).pop().and_then(|d| d.as_const()).ok_or("a symbolic inner axis")?;
+        let words = 32 * i64::from(p.bits) / 32;
+        let loop_ = cx.each("g", &(k / 32).into(), LoopKind::Serial, |cx, g| {
+            let mut body = vec![];
+            for b in 0..self.blocks {
+                let block = tile.origin.1.clone() + b;
+                for word in 0..words {
+                    for part in 0..32 / words {
+                        let (byte, high) = (part % 4, part / 4);
+                        let j = if p.bits == 4 { 16 * high + 4 * word + byte } else { 4 * word + byte };
+                        let sub = j / i64::from(p.group);
+                        let mut xs = vec![];
+                        for t in 0..tokens {
+                            xs.push(cx.read(self.x, &[tile.origin.0.clone() + t, g.clone() * 32 + j])?);
+                        }
+                        body.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| {
+                            let at = vec![block.clone(), g.clone(), Expr::idx(word), r.clone()];
+                            let q = cx.k.load(data, at) >> (8 * byte + 4 * high);
+                            let q = (q & if p.bits == 4 { 15 } else { 255 }).bitcast(DType::I32);
+                            let plane = vec![block.clone(), g.clone() * (32 / i64::from(p.group)) + sub, r.clone()];
+                            let s = cx.k.load(scale, plane.clone()).cast(DType::F32);
+                            let value = match min {
+                                Some(m) => s * q.cast(DType::F32) + cx.k.load(m, plane).cast(DType::F32),
+                                None => s * (q - i64::from(p.zero)).cast(DType::F32),
+                            };
+                            let sums = xs.iter().enumerate();
+                            Ok(sums.map(|(t, x)| self.add(cx, tile, t as i64, b, r.clone(), x.clone(), value.clone())).collect())
+                        })?);
+                    }
+                }
+            }
+            Ok(body)
+        })?;
+        Ok(vec![loop_])
+    }
+
+    /// 8-bit activations: exact integer sums per group, scaled in f32.
+    fn int8(
+        &self,
+        cx: &mut Cx<'_>,
+        (p, data, scale, min): (Packed, Buf, Buf, Option<Buf>),
+        [q, xs, sum]: [Buf; 3],
+        tokens: i64,
+        tile: &Tile,
+    ) -> Lowered<Vec<Stmt>> {
+        let k = cx.shape(self.x).pop().and_then(|d| d.as_const()).ok_or("a symbolic inner axis")?;
+        let (words, subs) = (i64::from(p.bits), 32 / i64::from(p.group));
+        let dot = cx.local("dot", DType::I32, &[tokens * self.blocks * subs, 8]);
+        let loop_ = cx.each("g", &(k / 32).into(), LoopKind::Serial, |cx, g| {
+            let mut body = vec![];
+            for b in 0..self.blocks {
+                let block = tile.origin.1.clone() + b;
+                body.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| {
+                    let mut lane = vec![];
+                    let mut sums = vec![Expr::int(0, DType::I32); (tokens * subs) as usize];
+                    for word in 0..words {
+                        let w = cx.k.load(data, vec![block.clone(), g.clone(), Expr::idx(word), r.clone()]);
+                        for half in 0..8 / words {
+                            let (bytes, at) = match p.bits {
+                                4 if half == 0 => (w.clone() & 0x0f0f_0f0f, word),
+                                4 => ((w.clone() >> 4) & 0x0f0f_0f0f, 4 + word),
+                                _ => (w.clone(), word),
+                            };
+                            let sub = at * 4 / i64::from(p.group);
+                            for t in 0..tokens {
+                                let x = cx.k.load(q, vec![tile.origin.0.clone() + t, g.clone() * 8 + at]);
+                                let s = &mut sums[(t * subs + sub) as usize];
+                                *s = Expr::dot4(s.clone(), bytes.clone(), x, p.max);
+                            }
+                        }
+                    }
+                    for t in 0..tokens {
+                        for sub in 0..subs {
+                            let at = vec![Expr::idx((t * self.blocks + b) * subs + sub), r.clone()];
+                            lane.push(cx.store(dot, at, sums[(t * subs + sub) as usize].clone()));
+                        }
+                    }
+                    for t in 0..tokens {
+                        for sub in 0..subs {
+                            lane.push(self.scaled(cx, (p, scale, min), [xs, sum], dot, tile, (t, b, sub), (&g, &r)));
+                        }
+                    }
+                    Ok(lane)
+                })?);
+            }
+            Ok(body)
+        })?;
+        Ok(vec![loop_])
+    }
+
+    /// `acc += scale * (dot * xs - zero * Σx)`, or `acc += scale * dot * xs + min * Σx`.
+    #[allow(clippy::too_many_arguments)]
+    fn scaled(
+        &self,
+        cx: &Cx<'_>,
+        (p, scale, min): (Packed, Buf, Option<Buf>),
+        [xs, sum]: [Buf; 2],
+        dot: Buf,
+        tile: &Tile,
+        (t, b, sub): (i64, i64, i64),
+        (g, r): (&Expr, &Expr),
+    ) -> Stmt {
+        let subs = 32 / i64::from(p.group);
+        let token = tile.origin.0.clone() + t;
+        let plane = vec![tile.origin.1.clone() + b, g.clone() * subs + sub, r.clone()];
+        let s = cx.k.load(scale, plane.clone()).cast(DType::F32);
+        let d = cx.k.load(dot, vec![Expr::idx((t * self.blocks + b) * subs + sub), r.clone()]).cast(DType::F32);
+        let x = cx.k.load(xs, vec![token.clone(), g.clone()]);
+        let half = |i: i64| cx.k.load(sum, vec![token.clone(), g.clone() * 2 + i]);
+        let total = if subs == 2 { half(sub) } else { half(0) + half(1) };
+        let at = vec![Expr::idx(t * self.blocks + b), r.clone()];
+        let old = cx.k.load(tile.acc, at.clone());
+        let new = match min {
+            Some(m) => {
+                let m = cx.k.load(m, plane).cast(DType::F32);
+                s.fma(d * x, m.fma(total, old))
+            }
+            None if p.zero == 0 => s.fma(d * x, old),
+            None => s.fma(d.fma(x, total * Expr::float(-f32::from(p.zero))), old),
+        };
+        cx.store(tile.acc, at, new)
+    }
+}

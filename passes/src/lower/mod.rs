@@ -1,0 +1,15 @@
+//! Lowering: fused functions become kernels of the loop IR, the entry function a straight line of launches.
+//!
+//! `kernel` derives a kernel from a fused function; `program` walks the calls, binds values to buffers, and records how
+//! weights are packed. Arena buffers get places of their own here; `plan` lets them share.
+
+mod attend;
+mod contract;
+pub mod index;
+mod kernel;
+mod map;
+mod program;
+mod read;
+mod row;
+
+pub use program::lower;

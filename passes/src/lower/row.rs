@@ -1,0 +1,135 @@
+//! Row kernels: reductions along the last axis, quantization, and the elementwise work around them, row by row.
+
+use std::collections::HashMap;
+
+use marquetry_ir::graph::{Class, Op, Value};
+use marquetry_ir::loops::{BinOp, Buf, Expr, LoopKind, Scope, Stmt, UnOp};
+use marquetry_ir::{DType, Dim};
+
+use super::map::leading;
+use super::read::{Cx, Lowered, Planes, is_dear};
+
+/// One pass over the operations per row; results are stored as soon as they are known, and read back from there.
+pub fn rows(cx: &mut Cx<'_>, results: &HashMap<Value, Planes>) -> Lowered<()> {
+    let anchor = cx.f.insts.iter().find(|i| i.op.class() == Class::Reduce || i.op == Op::Quantize);
+    let Some(anchor) = anchor else { return Err("no row operation".into()) };
+    let mut row = cx.shape(anchor.operands[0]);
+    let k = row.pop().ok_or("rows need an axis")?;
+    let Some((first, inner)) = row.split_first() else {
+        cx.k.body = stages(cx, results, &[], &k)?;
+        return Ok(());
+    };
+    let inner = inner.to_vec();
+    cx.k.body = leading(cx, first, |cx, t| over(cx, results, vec![t], &inner, &k))?;
+    Ok(())
+}
+
+fn over(cx: &mut Cx<'_>, results: &HashMap<Value, Planes>, idx: Vec<Expr>, rest: &[Dim], k: &Dim) -> Lowered<Vec<Stmt>> {
+    let Some((d, rest)) = rest.split_first() else { return stages(cx, results, &idx, k) };
+    let loop_ = cx.each("h", d, LoopKind::Serial, |cx, h| over(cx, results, [idx, vec![h]].concat(), rest, k))?;
+    Ok(vec![loop_])
+}
+
+fn at(row: &[Expr], i: Expr) -> Vec<Expr> {
+    [row.to_vec(), vec![i]].concat()
+}
+
+fn stages(cx: &mut Cx<'_>, results: &HashMap<Value, Planes>, row: &[Expr], k: &Dim) -> Lowered<Vec<Stmt>> {
+    let mut all = vec![];
+    for inst in &cx.f.insts {
+        let v = inst.results[0];
+        match inst.op {
+            Op::ReduceSum | Op::ReduceMax => {
+                let x = inst.operands[0];
+                let (body, value) = reduce(cx, inst.op == Op::ReduceMax, k, |cx, i| cx.read(x, &at(row, i)))?;
+                all.extend(body);
+                cx.bound.insert(v, value);
+            }
+            Op::Quantize => {
+                let Some(Planes::Act8(q, scale, sum)) = results.get(&v).cloned() else {
+                    return Err("quantized rows that do not leave their kernel".into());
+                };
+                all.extend(quantize(cx, inst.operands[0], row, k, [q, scale, sum])?);
+            }
+            _ => {}
+        }
+        if let (Some(Planes::Plain(out)), false) = (results.get(&v).cloned(), inst.op == Op::Quantize) {
+            let last = cx.shape(v).last().cloned().unwrap_or_default();
+            let store = cx.each("i", &last, LoopKind::Serial, |cx, i| {
+                let e = cx.read(v, &at(row, i.clone()))?;
+                Ok(vec![cx.store(out, at(row, i), e)])
+            })?;
+            all.push(store);
+            cx.bound.remove(&v);
+            cx.planes.insert(v, Planes::Plain(out));
+            cx.forget();
+        }
+    }
+    Ok(all)
+}
+
+/// A reduction of `0..k` into a variable.
+fn reduce(
+    cx: &mut Cx<'_>,
+    max: bool,
+    k: &Dim,
+    f: impl FnOnce(&mut Cx<'_>, Expr) -> Lowered<Expr>,
+) -> Lowered<(Vec<Stmt>, Expr)> {
+    let acc = cx.reg("acc", DType::F32, &[1]);
+    let zero = || vec![Expr::idx(0)];
+    let init = Expr::float(if max { f32::NEG_INFINITY } else { 0.0 });
+    let mut all = vec![cx.store(acc, zero(), init)];
+    all.push(cx.each("i", k, LoopKind::Serial, |cx, i| {
+        let e = f(cx, i)?;
+        let old = cx.k.load(acc, zero());
+        Ok(vec![cx.store(acc, zero(), Expr::binary(if max { BinOp::Max } else { BinOp::Add }, old, e))])
+    })?);
+    let (bind, value) = cx.bind("r", cx.k.load(acc, zero()));
+    all.push(bind);
+    Ok((all, value))
+}
+
+/// Per group of 32: the scale from the largest magnitude, the rounded bytes, and sums of 16.
+fn quantize(cx: &mut Cx<'_>, x: Value, row: &[Expr], k: &Dim, [q, scale, sum]: [Buf; 3]) -> Lowered<Vec<Stmt>> {
+    let len = k.as_const().ok_or("rows of symbolic length")?;
+    let mut all = vec![];
+    let probe = cx.read(x, &at(row, Expr::idx(0)))?;
+    let staged = if is_dear(&probe) {
+        let local = cx.k.buffer("row", DType::F32, vec![k.clone()], Scope::Local);
+        all.push(cx.each("i", k, LoopKind::Serial, |cx, i| {
+            let e = cx.read(x, &at(row, i.clone()))?;
+            Ok(vec![cx.store(local, vec![i], e)])
+        })?);
+        Some(local)
+    } else {
+        None
+    };
+    let get = |cx: &mut Cx<'_>, i: Expr| match staged {
+        Some(local) => Ok(cx.k.load(local, vec![i])),
+        None => cx.read(x, &at(row, i)),
+    };
+    let groups = Dim::from(len / 32);
+    all.push(cx.each("g", &groups, LoopKind::Serial, |cx, g| {
+        let base = g.clone() * 32;
+        let (mut body, max) = reduce(cx, true, &32.into(), |cx, i| Ok(Expr::unary(UnOp::Abs, get(cx, base.clone() + i)?)))?;
+        let s = max.clone() * Expr::float(1.0 / 127.0);
+        let inv = Expr::float(0.0).lt(max.clone()).select(Expr::float(127.0) / max, Expr::float(0.0));
+        let (bind, s) = cx.bind("scale", s);
+        body.push(bind);
+        let (bind, inv) = cx.bind("inv", inv);
+        body.push(bind);
+        body.push(cx.store(scale, at(row, g.clone()), s.clone()));
+        let rounded = |cx: &mut Cx<'_>, i: Expr| Ok::<_, String>(Expr::unary(UnOp::Round, get(cx, i)? * inv.clone()));
+        body.push(cx.each("i", &32.into(), LoopKind::Serial, |cx, i| {
+            let e = rounded(cx, base.clone() + i.clone())?.cast(DType::I32).cast(DType::I8);
+            Ok(vec![cx.store(q, at(row, base.clone() + i), e)])
+        })?);
+        for half in 0..2 {
+            let (sums, total) = reduce(cx, false, &16.into(), |cx, i| rounded(cx, base.clone() + half * 16 + i))?;
+            body.extend(sums);
+            body.push(cx.store(sum, at(row, g.clone() * 2 + half), total * s.clone()));
+        }
+        Ok(body)
+    })?);
+    Ok(all)
+}

@@ -1,0 +1,99 @@
+//! The default schedule: vectors wherever they are provably right, short loops expanded.
+
+use marquetry_ir::loops::{Expr, Kernel, LoopKind, Node, Scope, Stmt, Var};
+
+use super::tree::{bodies, find, loops, uses, visit};
+use super::{unroll, vectorize, vectorize_reduce};
+
+/// Most statements that the expansion of a short loop may have per iteration.
+const SMALL: i64 = 8;
+
+/// Vectorizes the innermost loops that allow it, in 16, 8 or 4 lanes, and expands short loops. Other loops stay as they are.
+///
+/// | loop | becomes |
+/// |---|---|
+/// | reduction | 16 lanes if the extent is a multiple of 16, else 8, else 4; other extents from 5 with a tail |
+/// | elementwise | 8 lanes if the extent is a multiple of 8, else 4; other extents above 8 with a tail |
+/// | fewer than 4 iterations, small body | unrolled |
+/// | chooses among registers, not vectorized | unrolled, as it must be |
+///
+/// Loops with run-time extents count as long ones with a tail. Unrolled loops are vectorized only where they choose among
+/// registers; they may contain other loops.
+pub fn default_schedule(k: &mut Kernel) {
+    let mut all: Vec<Var> = loops(&k.body)
+        .into_iter()
+        .filter_map(|s| if let Stmt::For { var, .. } = s { Some(*var) } else { None })
+        .collect();
+    // Inner loops first.
+    all.reverse();
+    for v in all {
+        let Some(l) = find(&k.body, v) else { continue };
+        let registers = chooses_registers(k, &l.body, v);
+        let considered = match l.kind {
+            LoopKind::Serial => true,
+            LoopKind::Unroll => registers,
+            LoopKind::Parallel => false,
+        };
+        if !considered {
+            continue;
+        }
+        if (registers || loops(&l.body).is_empty()) && make_vectors(k, v, &l.extent) {
+            continue;
+        }
+        let short = l.extent.as_int().is_some_and(|n| n < 4) && size(&l.body) <= SMALL;
+        if l.kind == LoopKind::Serial && (short || registers) {
+            // A longer loop over registers stays, and the verifier reports it.
+            let _ = unroll(k, v);
+        }
+    }
+}
+
+fn make_vectors(k: &mut Kernel, v: Var, extent: &Expr) -> bool {
+    let (reduce, lanes) = match extent.as_int() {
+        None => (16, 8),
+        Some(n) if n % 16 == 0 || n > 16 && n % 4 != 0 => (16, 8),
+        Some(n) if n % 8 == 0 || n > 8 && n % 4 != 0 => (8, 8),
+        Some(n) if n % 4 == 0 => (4, 4),
+        Some(5..8) => return vectorize_reduce(k, v, 4, 1).is_ok(),
+        Some(_) => return false,
+    };
+    vectorize_reduce(k, v, reduce, 1).is_ok() || vectorize(k, v, lanes).is_ok() || vectorize(k, v, 4).is_ok()
+}
+
+/// Statements after expansion of unrolled loops.
+fn size(body: &[Stmt]) -> i64 {
+    body.iter()
+        .map(|s| {
+            let inside: i64 = bodies(s).into_iter().map(|b| size(b)).sum();
+            match s {
+                Stmt::For { extent, kind: LoopKind::Unroll, .. } => extent.as_int().unwrap_or(1).saturating_mul(inside),
+                _ => inside + 1,
+            }
+        })
+        .sum()
+}
+
+/// Is the variable part of an index of a `Reg` buffer?
+fn chooses_registers(k: &Kernel, body: &[Stmt], v: Var) -> bool {
+    let reg = |e: &Expr| {
+        let mut found = false;
+        visit(e, &mut std::collections::HashSet::new(), &mut |x| {
+            if let Node::Load(b, index) = x.node() {
+                found |= k.decl(*b).scope == Scope::Reg && index.iter().any(|i| uses(i, |x| x == v));
+            }
+        });
+        found
+    };
+    body.iter().any(|s| {
+        let own = match s {
+            Stmt::For { extent, .. } => reg(extent),
+            Stmt::Let { value, .. } => reg(value),
+            Stmt::If { cond, .. } => reg(cond),
+            Stmt::Store { buf, index, value } => {
+                let here = k.decl(*buf).scope == Scope::Reg && index.iter().any(|i| uses(i, |x| x == v));
+                here || reg(value) || index.iter().any(reg)
+            }
+        };
+        own || bodies(s).into_iter().any(|b| chooses_registers(k, b, v))
+    })
+}

@@ -1,0 +1,112 @@
+//! `generate`: a prompt and its continuation.
+
+use std::collections::BTreeSet;
+
+use marquetry::Error;
+use marquetry::engine::Engine;
+use marquetry::frontend::template::RenderOptions;
+use marquetry::frontend::tokenizer::{DecodeStream, Tokenizer};
+use marquetry::generate::{Limits, generate};
+use marquetry::model::LoadedModel;
+use serde_json::{Value, json};
+
+use super::options::{EngineArgs, ModelArgs, SamplerArgs, stats_json, stats_text};
+use super::ui::Ui;
+
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("input").required(true).args(["prompt", "tokens"]))]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The text to continue.
+    #[arg(short, long)]
+    prompt: Option<String>,
+    /// Token ids to continue, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    tokens: Option<Vec<u32>>,
+    /// Put the prompt into the model's chat template, as the user's words.
+    #[arg(long, requires = "prompt")]
+    chat: bool,
+    /// Most new tokens.
+    #[arg(short = 'n', long, default_value_t = 256)]
+    max_tokens: usize,
+    /// Go on after tokens that end an answer.
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Print JSON when all is done, instead of the text as it comes.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    sampler: SamplerArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
+    args.sampler.params().check()?;
+    let mut engine = args.engine.engine(&args.model, ui)?;
+    let prompt = prompt(args, engine.model())?;
+    let mut limits = Limits::new(args.max_tokens);
+    if !args.ignore_eos {
+        limits.stop = stop_tokens(engine.model());
+    }
+    if args.json {
+        let out = generate(&mut engine, &prompt, args.sampler.params(), &limits, &mut |_| true)?;
+        let text = engine.model().tokenizer.as_ref().map(|t| t.decode(&out.ids));
+        return ui.json(&json!({
+            "ids": out.ids, "text": text, "finish": out.finish.name(), "prompt_tokens": prompt.len(),
+            "stats": stats_json(&engine),
+        }));
+    }
+    stream(&mut engine, &prompt, args, &limits, ui)?;
+    ui.progress(&stats_text(&engine));
+    Ok(())
+}
+
+fn prompt(args: &Args, model: &LoadedModel) -> Result<Vec<u32>, Error> {
+    match (&args.prompt, &args.tokens) {
+        (Some(text), _) if args.chat => {
+            let messages = json!([{ "role": "user", "content": text }]);
+            render(model, &messages)
+        }
+        (Some(text), _) => Ok(model.tokenizer()?.encode(text, true, true)),
+        (None, Some(tokens)) => Ok(tokens.clone()),
+        (None, None) => Err(Error::usage("give --prompt or --tokens")),
+    }
+}
+
+/// Token ids of a conversation, up to where the answer begins.
+pub fn render(model: &LoadedModel, messages: &Value) -> Result<Vec<u32>, Error> {
+    let tokenizer = model.tokenizer()?;
+    let text = |id: Option<u32>| tokenizer.token_text(id?);
+    let options = RenderOptions {
+        add_generation_prompt: true,
+        bos_token: text(tokenizer.bos()),
+        eos_token: text(tokenizer.eos()),
+        ..RenderOptions::default()
+    };
+    Ok(tokenizer.encode(&model.chat_template()?.render(messages, &options)?, false, true))
+}
+
+/// Tokens that end an answer, by the configuration and by the tokenizer.
+pub fn stop_tokens(model: &LoadedModel) -> BTreeSet<u32> {
+    let ends = model.tokenizer.iter().flat_map(Tokenizer::eog);
+    ends.chain(&model.text.eos).copied().collect()
+}
+
+/// Prints an answer as it comes: text if there is a tokenizer, token ids otherwise.
+fn stream(engine: &mut Engine, prompt: &[u32], args: &Args, limits: &Limits, ui: &Ui) -> Result<(), Error> {
+    let model = engine.shared_model();
+    let mut decoder = model.tokenizer.as_ref().map(Tokenizer::decode_stream);
+    let mut printed = Ok(());
+    generate(engine, prompt, args.sampler.params(), limits, &mut |id| {
+        let piece = match &mut decoder {
+            Some(d) => d.push(id),
+            None => format!("{id} "),
+        };
+        printed = ui.print(&piece);
+        printed.is_ok()
+    })?;
+    printed?;
+    ui.line(&decoder.map_or(String::new(), DecodeStream::finish))
+}

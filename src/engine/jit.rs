@@ -1,0 +1,120 @@
+//! Compiled functions as a machine: one for decoding, one for prefill, over the same weights and states.
+//!
+//! `unsafe` is here once: code from the JIT is paired with the program it was compiled from.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use marquetry_codegen::cranelift::{self, CraneliftOptions};
+use marquetry_ir::graph::Module;
+use marquetry_ir::program::Program;
+use marquetry_passes::Numerics;
+use marquetry_runtime::{Arena, Code, Function, Pool, RuntimeError, States};
+
+use super::programs::{self, Bucket, bucket_options};
+use super::weights::PackedWeights;
+use super::{EngineOptions, Machine, Stats, StepArgs};
+use crate::Error;
+use crate::model::{LoadedModel, PAGE};
+
+/// Compiled functions and their memory.
+pub(super) struct Jit {
+    model: Arc<LoadedModel>,
+    module: Module,
+    options: EngineOptions,
+    numerics: Numerics,
+    pages: usize,
+    decode: Option<Function>,
+    prefill: Option<Function>,
+    weights: PackedWeights,
+    states: Option<States>,
+    arena: Arena,
+    pool: Pool,
+}
+
+impl Jit {
+    pub fn new(model: Arc<LoadedModel>, options: &EngineOptions, numerics: Numerics) -> Result<Jit, Error> {
+        Ok(Jit {
+            module: model.bound_module()?,
+            model,
+            options: options.clone(),
+            numerics,
+            pages: options.context.div_ceil(PAGE),
+            decode: None,
+            prefill: None,
+            weights: PackedWeights::default(),
+            states: None,
+            arena: Arena::default(),
+            pool: Pool::new(options.threads)?,
+        })
+    }
+
+    fn compile(&mut self, bucket: Bucket, stats: &mut Stats) -> Result<Function, Error> {
+        let start = Instant::now();
+        let options = bucket_options(bucket, self.numerics, self.options.context);
+        let (program, cached) = programs::program(&self.module, &options, self.options.cache.as_deref())?;
+        let code = generate(&program, self.numerics)?;
+        stats.cached_programs += usize::from(cached);
+        stats.compile_s += start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let weights = self.weights.get(&self.model, &program.weights, self.options.threads)?;
+        stats.pack_s += start.elapsed().as_secs_f64();
+        stats.weight_bytes = self.weights.bytes();
+        Ok(Function::new(program, code, weights)?)
+    }
+}
+
+/// Machine code of a program's kernels.
+fn generate(program: &Program, numerics: Numerics) -> Result<Code, Error> {
+    let options = CraneliftOptions { finite_f16: numerics == Numerics::Fast, ..CraneliftOptions::default() };
+    let module = cranelift::compile(&program.kernels, &program.syms, &options)?;
+    let kernels = (0..module.len()).map(|i| module.kernel(i)).collect();
+    // SAFETY: the entry points are those of the program's kernels in order, and live as long as the module, which goes along.
+    Ok(unsafe { Code::new(kernels, Box::new(module)) })
+}
+
+/// The values of a function's symbols.
+fn sizes(f: &Function, args: &StepArgs<'_>, pages: usize) -> Result<Vec<i64>, Error> {
+    let value = |name: &str| {
+        let what = || RuntimeError::Program { what: format!("size `{name}` is not one that a step has") };
+        args.size(name, pages).ok_or_else(|| what().into())
+    };
+    f.syms().0.iter().map(|d| value(&d.name)).collect()
+}
+
+impl Machine for Jit {
+    fn prepare(&mut self, bucket: Bucket, stats: &mut Stats) -> Result<(), Error> {
+        let slot = match bucket {
+            Bucket::Decode => &self.decode,
+            Bucket::Prefill => &self.prefill,
+        };
+        if slot.is_some() {
+            return Ok(());
+        }
+        let made = Some(self.compile(bucket, stats)?);
+        match bucket {
+            Bucket::Decode => self.decode = made,
+            Bucket::Prefill => self.prefill = made,
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, args: &StepArgs<'_>, logits: &mut [f32], stats: &mut Stats) -> Result<(), Error> {
+        let bucket = if args.tokens.len() == 1 { Bucket::Decode } else { Bucket::Prefill };
+        self.prepare(bucket, stats)?;
+        let f = match bucket {
+            Bucket::Decode => &self.decode,
+            Bucket::Prefill => &self.prefill,
+        };
+        let Some(f) = f else { return Ok(()) };
+        let sizes = sizes(f, args, self.pages)?;
+        let states = match &mut self.states {
+            Some(s) => s,
+            none => none.insert(States::new(f.states(), &sizes)?),
+        };
+        let given = f.inputs().filter_map(|(name, ..)| Some((name, bytemuck::cast_slice(args.input(name)?))));
+        let inputs: Vec<(&str, &[u8])> = given.collect();
+        let mut outputs = [("logits", bytemuck::cast_slice_mut(logits))];
+        Ok(f.run(&self.pool, &mut self.arena, states, &sizes, &inputs, &mut outputs)?)
+    }
+}

@@ -1,0 +1,378 @@
+//! A model that runs: compiled functions (or the interpreter) over a paged cache, for one sequence.
+
+mod interp;
+mod jit;
+mod programs;
+mod weights;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use marquetry_passes::Numerics;
+use marquetry_runtime::kv::{PagedKv, SeqId, StepInputs};
+use marquetry_runtime::{AlignedBytes, RuntimeError};
+
+use crate::Error;
+use crate::model::{CHUNK, LoadedModel, PAGE};
+
+pub use programs::{Bucket, bucket_options, cpu_features};
+
+/// Bytes of logits that one step makes at most when every token's are wanted.
+const MAX_LOGITS: usize = 128 << 20;
+/// Threads used by default, at most.
+const MAX_THREADS: usize = 16;
+/// Positions by default, at most. Cache pages take memory only once they are used.
+const DEFAULT_CONTEXT: usize = 32_768;
+
+/// What runs the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// The graph interpreter: slow, the reference.
+    Interp,
+    /// Machine code by Cranelift.
+    #[default]
+    Cranelift,
+}
+
+/// Choices of an engine.
+#[derive(Clone, Debug, Default)]
+pub struct EngineOptions {
+    /// What runs the model.
+    pub backend: Backend,
+    /// What may happen to numbers; by default strict, and fast for quantized weights.
+    pub numerics: Option<Numerics>,
+    /// Threads; 0 for one per CPU, at most 16.
+    pub threads: usize,
+    /// Positions of the cache; 0 for those of the model, at most 32768.
+    pub context: usize,
+    /// Where planned programs are kept; nowhere if absent.
+    pub cache: Option<PathBuf>,
+}
+
+impl EngineOptions {
+    /// The number of threads that 0 stands for.
+    pub fn default_threads() -> usize {
+        std::thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_THREADS)
+    }
+}
+
+/// Seconds spent, and tokens computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// Packing weights.
+    pub pack_s: f64,
+    /// Passes and code generation.
+    pub compile_s: f64,
+    /// Functions whose program came from the cache.
+    pub cached_programs: usize,
+    /// Bytes of packed weights.
+    pub weight_bytes: usize,
+    /// Tokens through the prefill function.
+    pub prefill_tokens: usize,
+    /// Seconds that they took.
+    pub prefill_s: f64,
+    /// Tokens through the decode function.
+    pub decode_tokens: usize,
+    /// Seconds that they took.
+    pub decode_s: f64,
+}
+
+/// Whose logits are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// Those of the last token.
+    Last,
+    /// Those of every token.
+    All,
+}
+
+/// Inputs of a step.
+struct StepArgs<'a> {
+    tokens: &'a [i32],
+    rows: &'a [i32],
+    kv: &'a StepInputs,
+}
+
+impl StepArgs<'_> {
+    /// The value of a symbol, by name; `pages` is the size of the cache.
+    fn size(&self, symbol: &str, pages: usize) -> Option<i64> {
+        let v = match symbol {
+            "n" => self.tokens.len(),
+            "r" => self.rows.len(),
+            "s" => self.kv.nseq,
+            "m" => self.kv.max_pages,
+            "p" => pages,
+            _ => return None,
+        };
+        i64::try_from(v).ok()
+    }
+
+    /// An input, by name.
+    fn input(&self, name: &str) -> Option<&[i32]> {
+        Some(match name {
+            "tokens" => self.tokens,
+            "rows" => self.rows,
+            "pos" => &self.kv.pos,
+            "seq" => &self.kv.seq,
+            "slot" => &self.kv.slot,
+            "pages" => &self.kv.pages,
+            _ => return None,
+        })
+    }
+}
+
+/// What computes a step.
+trait Machine {
+    /// Computes the logits `[rows, vocab]`.
+    fn step(&mut self, args: &StepArgs<'_>, logits: &mut [f32], stats: &mut Stats) -> Result<(), Error>;
+    /// Compiles what is not compiled yet.
+    fn prepare(&mut self, bucket: Bucket, stats: &mut Stats) -> Result<(), Error>;
+}
+
+/// A model with one sequence in its cache.
+pub struct Engine {
+    model: Arc<LoadedModel>,
+    machine: Box<dyn Machine>,
+    options: EngineOptions,
+    numerics: Numerics,
+    kv: PagedKv,
+    sequence: SeqId,
+    /// Tokens in the cache.
+    history: Vec<u32>,
+    inputs: StepInputs,
+    logits: AlignedBytes,
+    stats: Stats,
+}
+
+impl Engine {
+    /// Prepares a model for running. Functions are compiled when they are first needed, or by [`Engine::prepare`].
+    ///
+    /// # Errors
+    /// If the context asked for is larger than the model's, or memory can not be had.
+    pub fn new(model: Arc<LoadedModel>, mut options: EngineOptions) -> Result<Engine, Error> {
+        let most = model.text.context.max(1);
+        if options.context > most {
+            let what = format!("a context of {} positions; the model was made for {most}", options.context);
+            return Err(Error::usage(what));
+        }
+        if options.context == 0 {
+            options.context = most.min(DEFAULT_CONTEXT);
+        }
+        if options.threads == 0 {
+            options.threads = EngineOptions::default_threads();
+        }
+        let numerics = options.numerics.unwrap_or(match model.quantized() {
+            true => Numerics::Fast,
+            false => Numerics::Strict,
+        });
+        let machine: Box<dyn Machine> = match options.backend {
+            Backend::Interp => Box::new(interp::Interp::new(&model)?),
+            Backend::Cranelift => Box::new(jit::Jit::new(model.clone(), &options, numerics)?),
+        };
+        let mut kv = PagedKv::new(options.context.div_ceil(PAGE), PAGE, options.context)?;
+        let sequence = kv.start();
+        let logits = AlignedBytes::new(0, "logits")?;
+        let (history, inputs, stats) = (vec![], StepInputs::default(), Stats::default());
+        Ok(Engine { model, machine, options, numerics, kv, sequence, history, inputs, logits, stats })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &LoadedModel {
+        &self.model
+    }
+
+    /// The model, to keep beside a running engine.
+    pub fn shared_model(&self) -> Arc<LoadedModel> {
+        self.model.clone()
+    }
+
+    /// The options, with defaults filled in.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// What may happen to numbers.
+    pub fn numerics(&self) -> Numerics {
+        self.numerics
+    }
+
+    /// Most tokens that the sequence can have.
+    pub fn context(&self) -> usize {
+        self.options.context
+    }
+
+    /// Tokens in the cache.
+    pub fn history(&self) -> &[u32] {
+        &self.history
+    }
+
+    /// Times and counts so far.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Compiles both functions now.
+    ///
+    /// # Errors
+    /// If a pass or code generation fails, or memory can not be had.
+    pub fn prepare(&mut self) -> Result<(), Error> {
+        self.machine.prepare(Bucket::Prefill, &mut self.stats)?;
+        self.machine.prepare(Bucket::Decode, &mut self.stats)
+    }
+
+    /// Empties the cache.
+    ///
+    /// # Errors
+    /// None in practice; the cache's bookkeeping could refuse.
+    pub fn reset(&mut self) -> Result<(), Error> {
+        self.keep(0)
+    }
+
+    /// Keeps the first `len` tokens of the cache.
+    fn keep(&mut self, len: usize) -> Result<(), Error> {
+        if len < self.history.len() {
+            // Pages are never shared here, so there is nothing to copy.
+            self.kv.truncate(self.sequence, len)?;
+            self.history.truncate(len);
+        }
+        Ok(())
+    }
+
+    /// Keeps what the cache and `tokens` begin with in common, less than all of `tokens`, and gives its length: the rest is to
+    /// be computed.
+    ///
+    /// # Errors
+    /// As [`Engine::reset`].
+    pub fn reuse(&mut self, tokens: &[u32]) -> Result<usize, Error> {
+        let len = common_prefix(&self.history, tokens);
+        self.keep(len)?;
+        Ok(len)
+    }
+
+    /// Adds tokens to the sequence and gives the logits `[rows, vocab]`.
+    ///
+    /// # Errors
+    /// No tokens, a token outside the vocabulary, a full context, or a failure underneath.
+    pub fn prefill(&mut self, tokens: &[u32], want: Rows) -> Result<Vec<f32>, Error> {
+        let mut all = vec![];
+        self.prefill_with(tokens, want, &mut |logits| {
+            all.extend_from_slice(logits);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// As [`Engine::prefill`]; gives the logits to `each` in pieces of whole rows as they are made.
+    ///
+    /// # Errors
+    /// As [`Engine::prefill`], and those of `each`.
+    pub fn prefill_with(
+        &mut self,
+        tokens: &[u32],
+        want: Rows,
+        each: &mut dyn FnMut(&[f32]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if tokens.is_empty() {
+            return Err(Error::usage("there are no tokens; give at least one"));
+        }
+        self.check(tokens)?;
+        let row_bytes = self.model.text.vocab.max(1) * size_of::<f32>();
+        let chunk = match want {
+            Rows::Last => CHUNK,
+            Rows::All => (MAX_LOGITS / row_bytes).clamp(1, CHUNK),
+        };
+        let mut left = tokens.len();
+        for part in tokens.chunks(chunk) {
+            left -= part.len();
+            self.step(part, want)?;
+            if want == Rows::All || left == 0 {
+                each(self.last_logits(part.len(), want))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds one token to the sequence and gives the logits after it.
+    ///
+    /// # Errors
+    /// As [`Engine::prefill`].
+    pub fn decode(&mut self, token: u32) -> Result<&[f32], Error> {
+        self.check(&[token])?;
+        self.step(&[token], Rows::Last)?;
+        Ok(self.last_logits(1, Rows::Last))
+    }
+
+    /// Refuses what can not be computed before anything changes.
+    fn check(&self, tokens: &[u32]) -> Result<(), Error> {
+        let vocab = self.model.text.vocab;
+        if let Some(t) = tokens.iter().find(|t| **t as usize >= vocab) {
+            return Err(Error::usage(format!("token {t} is outside the vocabulary of {vocab}; check the token ids")));
+        }
+        let (context, asked) = (self.context(), self.history.len() + tokens.len());
+        if asked > context { Err(RuntimeError::Context { context, asked }.into()) } else { Ok(()) }
+    }
+
+    fn last_logits(&self, tokens: usize, want: Rows) -> &[f32] {
+        let rows = if want == Rows::All { tokens } else { 1 };
+        &bytemuck::cast_slice(&self.logits)[..rows * self.model.text.vocab]
+    }
+
+    fn step(&mut self, tokens: &[u32], want: Rows) -> Result<(), Error> {
+        let start = Instant::now();
+        let (pack, compile) = (self.stats.pack_s, self.stats.compile_s);
+        let n = tokens.len();
+        let last = n as i32 - 1;
+        let rows: Vec<i32> = if want == Rows::All { (0..=last).collect() } else { vec![last] };
+        let bytes = rows.len() * self.model.text.vocab * size_of::<f32>();
+        if self.logits.len() < bytes {
+            self.logits = AlignedBytes::new(bytes, "logits")?;
+        }
+        let before = self.history.len();
+        self.kv.append(self.sequence, n)?;
+        let done = self.run(tokens, &rows, bytes);
+        if let Err(e) = done {
+            self.kv.truncate(self.sequence, before)?;
+            return Err(e);
+        }
+        self.history.extend_from_slice(tokens);
+        let making = (self.stats.pack_s - pack) + (self.stats.compile_s - compile);
+        let seconds = (start.elapsed().as_secs_f64() - making).max(0.0);
+        let (count, spent) = match n {
+            1 => (&mut self.stats.decode_tokens, &mut self.stats.decode_s),
+            _ => (&mut self.stats.prefill_tokens, &mut self.stats.prefill_s),
+        };
+        *count += n;
+        *spent += seconds;
+        Ok(())
+    }
+
+    fn run(&mut self, tokens: &[u32], rows: &[i32], bytes: usize) -> Result<(), Error> {
+        let ids: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
+        let pages = (self.history.len() + tokens.len()).div_ceil(PAGE);
+        self.kv.step(&[(self.sequence, tokens.len())], pages, &mut self.inputs)?;
+        let args = StepArgs { tokens: &ids, rows, kv: &self.inputs };
+        let logits = bytemuck::cast_slice_mut(&mut self.logits[..bytes]);
+        self.machine.step(&args, logits, &mut self.stats)
+    }
+}
+
+/// Length of the common start, less than all of `new`.
+fn common_prefix(old: &[u32], new: &[u32]) -> usize {
+    let same = old.iter().zip(new).take_while(|(a, b)| a == b).count();
+    same.min(new.len().saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::common_prefix;
+
+    #[test]
+    fn at_least_one_token_is_computed_again() {
+        assert_eq!(common_prefix(&[1, 2, 3], &[1, 2, 4]), 2);
+        assert_eq!(common_prefix(&[1, 2, 3], &[1, 2, 3]), 2);
+        assert_eq!(common_prefix(&[1, 2, 3], &[1, 2, 3, 4]), 3);
+        assert_eq!(common_prefix(&[1, 2], &[]), 0);
+        assert_eq!(common_prefix(&[], &[1]), 0);
+    }
+}

@@ -1,0 +1,144 @@
+//! From a bound module to the planned program of a shape bucket, by way of the cache.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use marquetry_ir::graph::{Module, print_module};
+use marquetry_ir::program::Program;
+use marquetry_ir::text::{parse_program, print_program};
+use marquetry_passes::Numerics;
+use marquetry_passes::bind::Narrow;
+use marquetry_passes::manager::{self, Options};
+use marquetry_runtime::files::{self, Cache, Key};
+
+use crate::Error;
+use crate::model::{CHUNK, PAGE};
+
+/// Bytes of programs that the cache keeps.
+const CACHE_BYTES: u64 = 64 << 20;
+
+/// The shapes that a function is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Bucket {
+    /// One token of one sequence.
+    Decode,
+    /// Up to 512 tokens of one sequence.
+    Prefill,
+}
+
+/// Options for compiling a bucket with a cache of that many positions.
+pub fn bucket_options(bucket: Bucket, numerics: Numerics, context: usize) -> Options {
+    let pages = Narrow::Range(1, context.div_ceil(PAGE).max(1) as i64);
+    let tokens = match bucket {
+        Bucket::Decode => Narrow::Fixed(1),
+        Bucket::Prefill => Narrow::Range(1, CHUNK as i64),
+    };
+    let sizes = [("n", tokens), ("r", tokens), ("s", Narrow::Fixed(1)), ("m", pages), ("p", pages)];
+    let sizes: HashMap<String, Narrow> = sizes.map(|(n, v)| (n.to_string(), v)).into();
+    Options { numerics, sizes, ..Options::default() }
+}
+
+/// The program of a module, and whether it came from the cache. A cache that does not work is passed over.
+pub(super) fn program(module: &Module, options: &Options, cache: Option<&Path>) -> Result<(Program, bool), Error> {
+    let cache = cache.and_then(|dir| Cache::open(dir.join("programs")).ok().map(|c| (c, dir.join("programs"))));
+    let key = key_of(module, options);
+    if let Some(found) = cache.as_ref().and_then(|(c, _)| stored(c, &key)) {
+        return Ok((found, true));
+    }
+    let (program, _) = manager::compile(module, options)?;
+    if let Some((cache, dir)) = cache {
+        trim(&dir, CACHE_BYTES);
+        // Without the entry the next start compiles again, nothing worse.
+        let _ = cache.put(&key, print_program(&program).as_bytes());
+    }
+    Ok((program, false))
+}
+
+fn stored(cache: &Cache, key: &Key) -> Option<Program> {
+    let entry = cache.get(key)?;
+    parse_program(std::str::from_utf8(&entry).ok()?).ok()
+}
+
+/// Everything that decides the program: the module, the options, the machine and the compiler.
+fn key_of(module: &Module, options: &Options) -> Key {
+    let mut sizes: Vec<String> = options.sizes.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
+    sizes.sort();
+    let options = format!("{:?} {:?} {}", options.numerics, options.target, sizes.join(" "));
+    let text = print_module(module);
+    let parts = [text.as_str(), &options, std::env::consts::ARCH, &cpu_features().join(" "), &build_identity()];
+    files::key(&parts.map(str::as_bytes))
+}
+
+/// Version of the compiler, and length and date of the running program: a rebuilt compiler never reads old programs.
+fn build_identity() -> String {
+    let exe = std::env::current_exe().and_then(std::fs::metadata);
+    let exe = exe.map(|m| format!("{} {:?}", m.len(), m.modified().ok())).unwrap_or_default();
+    format!("{} {exe}", env!("CARGO_PKG_VERSION"))
+}
+
+/// Names of the CPU's features that code generation may use.
+pub fn cpu_features() -> Vec<&'static str> {
+    let mut found = vec![];
+    #[cfg(target_arch = "x86_64")]
+    {
+        macro_rules! probe {
+            ($($name:tt),*) => { $(if std::is_x86_feature_detected!($name) { found.push($name); })* };
+        }
+        probe!("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avxvnni");
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        macro_rules! probe {
+            ($($name:tt),*) => { $(if std::arch::is_aarch64_feature_detected!($name) { found.push($name); })* };
+        }
+        probe!("neon", "dotprod", "i8mm", "fp16", "bf16", "sve");
+    }
+    found
+}
+
+/// Removes the oldest entries until the rest fits.
+fn trim(dir: &Path, most: u64) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    let mut files: Vec<_> = entries
+        .flatten()
+        .filter(|e| e.path().extension().is_some_and(|x| x == "bin"))
+        .filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.metadata().ok()?.len(), e.path())))
+        .collect();
+    files.sort();
+    let mut total: u64 = files.iter().map(|f| f.1).sum();
+    for (_, len, path) in files {
+        if total <= most {
+            return;
+        }
+        // Another process may have removed it, which is as good.
+        let _ = std::fs::remove_file(path);
+        total -= len;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_entries_go_first() {
+        let dir = tempfile::tempdir().unwrap();
+        for (i, name) in ["a.bin", "b.bin", "c.bin", "d.txt"].iter().enumerate() {
+            let file = std::fs::File::create(dir.path().join(name)).unwrap();
+            file.set_len(10).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(i as u64)).unwrap();
+        }
+        trim(dir.path(), 20);
+        let left = |n: &str| dir.path().join(n).exists();
+        assert_eq!(["a.bin", "b.bin", "c.bin", "d.txt"].map(left), [false, true, true, true]);
+    }
+
+    #[test]
+    fn keys_depend_on_the_options() {
+        let m = Module::default();
+        let at = |bucket, context| key_of(&m, &bucket_options(bucket, Numerics::Fast, context));
+        assert_eq!(at(Bucket::Decode, 64), at(Bucket::Decode, 64));
+        assert_ne!(at(Bucket::Decode, 64), at(Bucket::Prefill, 64));
+        assert_ne!(at(Bucket::Decode, 64), at(Bucket::Decode, 128));
+    }
+}
