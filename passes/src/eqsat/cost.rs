@@ -12,13 +12,15 @@ pub struct Target {
     pub byte_ps: u64,
     /// One f32 multiply-add.
     pub f32_ps: u64,
+    /// One f32 multiply-add with a weight that is dequantized on the way.
+    pub dequant_ps: u64,
     /// One 8-bit multiply-add.
     pub i8_ps: u64,
 }
 
 impl Target {
     /// Two cores of a desktop or server CPU with 256-bit vectors.
-    pub const CPU: Target = Target { launch_ps: 700_000, byte_ps: 40, f32_ps: 35, i8_ps: 12 };
+    pub const CPU: Target = Target { launch_ps: 700_000, byte_ps: 40, f32_ps: 35, dequant_ps: 90, i8_ps: 12 };
 }
 
 /// Size at which symbols are costed: the value itself when fixed, else a typical one within the bounds.
@@ -66,10 +68,14 @@ pub fn node(target: Target, syms: &Syms, op: Op, operands: &[&Ty], result: &Ty, 
             let rows = rows.map_or(1, |d| point(syms, d));
             let lead = elements(syms, operands[0]) / k.max(1);
             let int8 = operands[0].as_tensor().is_some_and(|t| t.elem == Elem::Act8);
-            let unit = if int8 { target.i8_ps } else { target.f32_ps };
+            let weight = operands.get(1).and_then(|t| t.as_tensor()).map(|t| t.elem);
+            let unit = match weight {
+                _ if int8 => target.i8_ps,
+                Some(Elem::Packed(_)) => target.dequant_ps,
+                _ => target.f32_ps,
+            };
             // Rows in a plain layout are read across cache lines and dequantized in memory first.
-            let packed = operands.get(1).and_then(|t| t.as_tensor());
-            let factor = match packed.map(|t| t.elem) {
+            let factor = match weight {
                 Some(Elem::Packed(_) | Elem::Rows8(_)) => 1,
                 _ => 8,
             };

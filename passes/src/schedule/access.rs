@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use marquetry_ir::DType;
 use marquetry_ir::loops::{Buf, Expr, Kernel, Node, Scope, Stmt, Var};
 
-use super::linear::{Linear, as_var, range, range_of};
+use super::linear::{Linear, as_var, gcd, range, range_of};
 use super::tree::{Loop, Subst, loads, uses, visit};
 
 /// One load or store.
@@ -27,6 +27,40 @@ pub(super) struct Effects {
     /// Buffers stored to.
     pub stored: HashSet<Buf>,
     lets: Subst,
+}
+
+/// An index along one axis: `step * iteration + fixed +` what varies within an iteration.
+#[derive(Default)]
+struct Axis {
+    step: i64,
+    /// The same in all iterations.
+    fixed: Linear,
+    /// Least and largest of what varies.
+    span: Option<(i128, i128)>,
+    /// What varies is a multiple of the first number plus the second one.
+    comb: Option<(i64, i64)>,
+}
+
+impl Axis {
+    /// Are two indices of different iterations never equal?
+    fn apart(&self, o: &Axis, extent: Option<i64>) -> bool {
+        if self.step != o.step || !self.fixed.minus(&o.fixed).terms.is_empty() {
+            return false;
+        }
+        let step = i128::from(self.step).abs();
+        // Largest distance between iterations, in elements.
+        let far = if step == 0 { Some(0) } else { extent.map(|n| step * i128::from(n - 1)) };
+        let spans = self.span.zip(o.span).is_some_and(|(x, y)| {
+            let (lo, hi) = (x.0 - y.1, x.1 - y.0);
+            step > 0 && hi < step && lo > -step || far.is_some_and(|far| lo > far || hi < -far)
+        });
+        let combs = || {
+            let (Some((g, x)), Some((h, y)), Some(n)) = (self.comb, o.comb, extent) else { return false };
+            let (g, d) = (i128::from(gcd(g, h)), i128::from(x) - i128::from(y));
+            g > 0 && n <= 1024 && (1..i128::from(n)).all(|i| (step * i + d) % g != 0 && (step * i - d) % g != 0)
+        };
+        spans || combs()
+    }
 }
 
 impl Effects {
@@ -79,27 +113,34 @@ impl Effects {
         self.accesses.push(Access { buf, index, lanes, store });
     }
 
-    /// One axis of an access: coefficient of `v`, what is the same in all iterations, and the range of what is not.
-    fn axis(&self, a: &Access, at: usize, v: Var) -> Option<(i64, Linear, i128, i128)> {
+    fn axis(&self, a: &Access, at: usize, v: Var) -> Option<Axis> {
         let mut form = Linear::of(&a.index[at]);
-        let c = form.take(v);
-        let mut fixed = Linear::default();
-        let last = at + 1 == a.index.len();
-        let mut own = (i128::from(form.constant), i128::from(form.constant));
-        own.1 += if last { i128::from(a.lanes) - 1 } else { 0 };
+        let mut x = Axis { step: form.take(v), ..Axis::default() };
+        let width = if at + 1 == a.index.len() { i128::from(a.lanes) - 1 } else { 0 };
+        let start = i128::from(form.constant);
+        let mut span = Some((start, start + width));
+        let mut own = Linear { constant: form.constant, ..Linear::default() };
         for (atom, k) in &form.terms {
             if uses(atom, |x| x == v) || loads(atom, |b| self.stored.contains(&b)) {
                 return None;
             }
             if !uses(atom, |x| self.bound.contains_key(&x)) {
-                fixed.add_atom(atom, *k);
+                x.fixed.add_atom(atom, *k);
                 continue;
             }
-            let (lo, hi) = range(atom, &self.bound)?;
+            own.add_atom(atom, *k);
             let k = i128::from(*k);
-            own = (own.0 + (lo * k).min(hi * k), own.1 + (lo * k).max(hi * k));
+            span = span.zip(range(atom, &self.bound)).map(|((lo, hi), (a, b))| {
+                let (a, b) = (a * k, b * k);
+                (lo + a.min(b), hi + a.max(b))
+            });
         }
-        Some((c, fixed, own.0, own.1))
+        x.span = span;
+        if width == 0 {
+            let constant = std::mem::take(&mut own.constant);
+            x.comb = Some((own.divisor(), constant));
+        }
+        Some(x)
     }
 
     /// Do two accesses to one buffer never meet in different iterations of `v`, which has `extent` ones?
@@ -107,21 +148,11 @@ impl Effects {
         if extent.is_some_and(|n| n <= 1) {
             return true;
         }
-        a.index.len() == b.index.len()
-            && (0..a.index.len()).any(|at| {
-                let (Some(x), Some(y)) = (self.axis(a, at, v), self.axis(b, at, v)) else { return false };
-                if x.0 != y.0 || !x.1.minus(&y.1).terms.is_empty() {
-                    return false;
-                }
-                let c = i128::from(x.0).abs();
-                let (lo, hi) = (x.2 - y.3, x.3 - y.2);
-                // Largest distance between iterations, in elements.
-                let far = match (c, extent) {
-                    (0, _) => Some(0),
-                    (_, n) => n.map(|n| c * i128::from(n - 1)),
-                };
-                c > 0 && hi < c && lo > -c || far.is_some_and(|far| lo > far || hi < -far)
-            })
+        let apart = |at| match (self.axis(a, at, v), self.axis(b, at, v)) {
+            (Some(x), Some(y)) => x.apart(&y, extent),
+            _ => false,
+        };
+        a.index.len() == b.index.len() && (0..a.index.len()).any(apart)
     }
 
     /// Pairs of accesses to one buffer of which one is a store.

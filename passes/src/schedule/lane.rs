@@ -6,7 +6,7 @@ use marquetry_ir::DType;
 use marquetry_ir::loops::{BinOp, Expr, Node, Stmt, VTy, Var};
 
 use super::access::bind_index;
-use super::linear::Linear;
+use super::linear::{Linear, gcd};
 use super::tree::{Subst, bodies, uses};
 
 /// Stands for the lane while a body is rewritten; kernels never have that many variables.
@@ -63,16 +63,8 @@ pub(super) fn split(e: &Expr) -> Option<(i64, Linear)> {
 
 /// Is `c * lane` smaller than the distance between the possible values of `rest`, and of multiples of `by`?
 fn within(c: i64, lanes: u16, rest: &Linear, by: i64) -> bool {
-    let g = rest.terms.iter().fold(gcd(by, rest.constant), |g, (_, k)| gcd(g, *k));
+    let g = gcd(by, rest.divisor());
     c > 0 && (g == 0 || c.checked_mul(i64::from(lanes) - 1).is_some_and(|most| most < g))
-}
-
-fn gcd(a: i64, b: i64) -> i64 {
-    let (mut a, mut b) = (a.unsigned_abs(), b.unsigned_abs());
-    while b != 0 {
-        (a, b) = (b, a % b);
-    }
-    i64::try_from(a).unwrap_or(1)
 }
 
 /// An expression whose operands are simple:

@@ -62,15 +62,41 @@ impl Linear {
         }
     }
 
-    /// Are all terms and the constant multiples of `n`?
+    /// Are all values multiples of `n`?
     pub fn multiple_of(&self, n: i64) -> bool {
-        self.constant % n == 0 && self.terms.iter().all(|(_, c)| c % n == 0)
+        self.divisor() % n == 0
+    }
+
+    /// A common divisor of all values; 0 if they are 0.
+    pub fn divisor(&self) -> i64 {
+        self.terms.iter().fold(gcd(0, self.constant), |g, (a, c)| gcd(g, c.wrapping_mul(divisor(a))))
     }
 
     /// An equal expression.
     pub fn expr(&self) -> Expr {
         let sum = self.terms.iter().fold(Expr::idx(0), |e, (a, c)| e + a.clone() * *c);
         sum + self.constant
+    }
+}
+
+/// Greatest common divisor, 0 with 0.
+pub(super) fn gcd(a: i64, b: i64) -> i64 {
+    let (mut a, mut b) = (a.unsigned_abs(), b.unsigned_abs());
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    i64::try_from(a).unwrap_or(1)
+}
+
+/// A common divisor of all values of an atom.
+fn divisor(e: &Expr) -> i64 {
+    match e.node() {
+        Node::Binary(BinOp::Rem, a, m) => gcd(Linear::of(a).divisor(), m.as_int().unwrap_or(1)),
+        Node::Binary(BinOp::Mul, a, b) => {
+            let product = Linear::of(a).divisor().checked_mul(Linear::of(b).divisor());
+            product.unwrap_or(1)
+        }
+        _ => 1,
     }
 }
 

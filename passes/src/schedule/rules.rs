@@ -54,10 +54,12 @@ fn make_vectors(k: &mut Kernel, v: Var, extent: &Expr) -> bool {
         Some(n) if n % 16 == 0 || n > 16 && n % 4 != 0 => (16, 8),
         Some(n) if n % 8 == 0 || n > 8 && n % 4 != 0 => (8, 8),
         Some(n) if n % 4 == 0 => (4, 4),
-        Some(5..8) => return vectorize_reduce(k, v, 4, 1).is_ok(),
+        Some(5..8) => (4, 0),
         Some(_) => return false,
     };
-    vectorize_reduce(k, v, reduce, 1).is_ok() || vectorize(k, v, lanes).is_ok() || vectorize(k, v, 4).is_ok()
+    // Narrower vectors may still fit where rows are short.
+    [16, 8, 4].iter().any(|w| *w <= reduce && vectorize_reduce(k, v, *w, 1).is_ok())
+        || [8, 4].iter().any(|w| *w <= lanes && vectorize(k, v, *w).is_ok())
 }
 
 /// Statements after expansion of unrolled loops.
