@@ -6,7 +6,7 @@ needs: llama-cpp-python built on this machine (pip install llama-cpp-python), nu
 
 Each round runs `marquetry bench` once and llama.cpp once, each in a process of its own, in turn; ratios are taken within a
 round, so a machine that drifts or is shared disturbs both sides alike. Prefill is one prompt of --prompt tokens from an empty
-cache; decode is --gen single tokens after a prompt of 8.
+cache; decode is --gen single tokens after that prompt.
 """
 import argparse, json, statistics, subprocess, sys, time
 
@@ -40,8 +40,6 @@ def peer(gguf, threads, prompt, gen):
     for i in range(0, prompt, 512):
         feed(ids[i : i + 512])
     prefill = prompt / (time.perf_counter() - start)
-    L.llama_memory_clear(memory, True)
-    feed(ids[:8])
     start = time.perf_counter()
     for i in range(gen):
         feed([ids[i % prompt]])

@@ -78,16 +78,7 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: Buf) -> Lowered<()> {
         Ok(all)
     })?);
     inner.extend(softmax_step(cx, scores, acc, stats, dim)?);
-    inner.push(cx.each("j", &BLOCK.into(), LoopKind::Serial, |cx, j| {
-        let (b1, slot) = cx.bind("slot", cx.k.load(slots, vec![j.clone()]));
-        let (b2, weight) = cx.bind("w", cx.k.load(scores, vec![j]));
-        let sum = cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
-            let v = cx.k.load(values, vec![slot.clone(), kv_head.clone(), d.clone()]);
-            let old = cx.k.load(acc, vec![d.clone()]);
-            Ok(vec![cx.store(acc, vec![d], weight.clone().fma(v, old))])
-        })?;
-        Ok(vec![b1, b2, sum])
-    })?);
+    inner.extend(weighted_sum(cx, (slots, scores, values), &kv_head, acc, dim)?);
     body.push(Stmt::For { var: block, extent: count, kind: LoopKind::Serial, body: inner });
 
     let (bind, total) = cx.bind("total", Expr::float(1.0) / cx.k.load(stats, stat(1)));
@@ -99,6 +90,47 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: Buf) -> Lowered<()> {
     let extent = dim_expr(&(shape[0].clone() * Dim::from(heads)));
     cx.k.body = vec![Stmt::For { var, extent, kind: LoopKind::Parallel, body }];
     Ok(())
+}
+
+/// `acc += Σ_j scores[j] * values[slots[j]]`, a few groups of 8 features at a time, which stay in registers meanwhile.
+fn weighted_sum(
+    cx: &mut Cx<'_>,
+    (slots, scores, values): (Buf, Buf, Buf),
+    kv_head: &Expr,
+    acc: Buf,
+    dim: i64,
+) -> Lowered<Vec<Stmt>> {
+    let lanes = if dim % 8 == 0 { 8 } else { 1 };
+    let groups = [4, 3, 2, 1].into_iter().find(|g| (dim / lanes) % g == 0).unwrap_or(1);
+    let part = cx.local("part", DType::F32, &[groups, lanes]);
+    let chunk = groups * lanes;
+    let outer = cx.each("c", &(dim / chunk).into(), LoopKind::Serial, |cx, c| {
+        let feature = |g: i64, l: Expr| c.clone() * chunk + g * lanes + l;
+        let each = |cx: &mut Cx<'_>, f: &dyn Fn(&Cx<'_>, i64, Expr) -> Stmt| {
+            let loops = (0..groups).map(|g| cx.each("l", &lanes.into(), LoopKind::Serial, |cx, l| Ok(vec![f(cx, g, l)])));
+            loops.collect::<Lowered<Vec<Stmt>>>()
+        };
+        let at = |g: i64, l: Expr| vec![Expr::idx(g), l];
+        let mut all = each(cx, &|cx, g, l| {
+            cx.store(part, at(g, l.clone()), cx.k.load(acc, vec![feature(g, l)]))
+        })?;
+        all.push(cx.each("j", &BLOCK.into(), LoopKind::Serial, |cx, j| {
+            let (b1, slot) = cx.bind("slot", cx.k.load(slots, vec![j.clone()]));
+            let (b2, weight) = cx.bind("w", cx.k.load(scores, vec![j]));
+            let mut body = vec![b1, b2];
+            body.extend(each(cx, &|cx, g, l| {
+                let v = cx.k.load(values, vec![slot.clone(), kv_head.clone(), feature(g, l.clone())]);
+                let old = cx.k.load(part, at(g, l.clone()));
+                cx.store(part, at(g, l), weight.clone().fma(v, old))
+            })?);
+            Ok(body)
+        })?);
+        all.extend(each(cx, &|cx, g, l| {
+            cx.store(acc, vec![feature(g, l.clone())], cx.k.load(part, at(g, l)))
+        })?);
+        Ok(all)
+    })?;
+    Ok(vec![outer])
 }
 
 /// Moves the running maximum, rescales the sums, and turns the scores of a block into weights.
