@@ -107,13 +107,12 @@ fn weighted_sum(
     let outer = cx.each("c", &(dim / chunk).into(), LoopKind::Serial, |cx, c| {
         let feature = |g: i64, l: Expr| c.clone() * chunk + g * lanes + l;
         let each = |cx: &mut Cx<'_>, f: &dyn Fn(&Cx<'_>, i64, Expr) -> Stmt| {
-            let loops = (0..groups).map(|g| cx.each("l", &lanes.into(), LoopKind::Serial, |cx, l| Ok(vec![f(cx, g, l)])));
+            let loops =
+                (0..groups).map(|g| cx.each("l", &lanes.into(), LoopKind::Serial, |cx, l| Ok(vec![f(cx, g, l)])));
             loops.collect::<Lowered<Vec<Stmt>>>()
         };
         let at = |g: i64, l: Expr| vec![Expr::idx(g), l];
-        let mut all = each(cx, &|cx, g, l| {
-            cx.store(part, at(g, l.clone()), cx.k.load(acc, vec![feature(g, l)]))
-        })?;
+        let mut all = each(cx, &|cx, g, l| cx.store(part, at(g, l.clone()), cx.k.load(acc, vec![feature(g, l)])))?;
         all.push(cx.each("j", &BLOCK.into(), LoopKind::Serial, |cx, j| {
             let (b1, slot) = cx.bind("slot", cx.k.load(slots, vec![j.clone()]));
             let (b2, weight) = cx.bind("w", cx.k.load(scores, vec![j]));
@@ -125,9 +124,7 @@ fn weighted_sum(
             })?);
             Ok(body)
         })?);
-        all.extend(each(cx, &|cx, g, l| {
-            cx.store(acc, vec![feature(g, l.clone())], cx.k.load(part, at(g, l)))
-        })?);
+        all.extend(each(cx, &|cx, g, l| cx.store(acc, vec![feature(g, l.clone())], cx.k.load(part, at(g, l))))?);
         Ok(all)
     })?;
     Ok(vec![outer])
