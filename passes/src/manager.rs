@@ -158,8 +158,16 @@ pub static PASSES: &[Pass] = &[
             Ir::Program(_) => Err(PassError::Level { pass: "lower", wants: "graph IR" }),
         },
     },
-    Pass { name: "schedule", doc: "loops are split, vectorized and unrolled", run: |ir, _, _| program_pass(ir, "schedule", schedule::run) },
-    Pass { name: "plan", doc: "buffers share the arena, launches wait for what they need", run: |ir, _, _| program_pass(ir, "plan", plan::run) },
+    Pass {
+        name: "schedule",
+        doc: "loops are split, vectorized and unrolled",
+        run: |ir, _, _| program_pass(ir, "schedule", schedule::run),
+    },
+    Pass {
+        name: "plan",
+        doc: "buffers share the arena, launches wait for what they need",
+        run: |ir, _, _| program_pass(ir, "plan", plan::run),
+    },
 ];
 
 /// The passes from a traced module to a planned program.

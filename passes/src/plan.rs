@@ -99,7 +99,8 @@ fn barriers(p: &mut Program) {
                 writes.push(r);
             }
         }
-        let depends = reads.iter().chain(&writes).any(|r| touches(r, &written)) || writes.iter().any(|w| touches(w, &read));
+        let depends =
+            reads.iter().chain(&writes).any(|r| touches(r, &written)) || writes.iter().any(|w| touches(w, &read));
         if depends {
             read.clear();
             written.clear();

@@ -75,7 +75,9 @@ impl Job {
         let acc = cx.local("acc", DType::F32, &[tokens * self.blocks, 8]);
         let mut all = vec![];
         for i in 0..tokens * self.blocks {
-            all.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| Ok(vec![cx.store(acc, vec![Expr::idx(i), r], Expr::float(0.0))]))?);
+            all.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| {
+                Ok(vec![cx.store(acc, vec![Expr::idx(i), r], Expr::float(0.0))])
+            })?);
         }
         let tile = Tile { value: self.y, acc, origin: (t0.clone(), b0.clone()), blocks: self.blocks };
         all.extend(match (cx.planes.get(&self.w).cloned(), cx.planes.get(&self.x).cloned()) {
@@ -83,7 +85,9 @@ impl Job {
             (Some(Planes::Packed(p, data, scale, min)), Some(Planes::Act8(q, xs, sum))) => {
                 self.int8(cx, (p, data, scale, min), [q, xs, sum], tokens, &tile)?
             }
-            (Some(Planes::Packed(p, data, scale, min)), _) => self.dequantized(cx, (p, data, scale, min), tokens, &tile)?,
+            (Some(Planes::Packed(p, data, scale, min)), _) => {
+                self.dequantized(cx, (p, data, scale, min), tokens, &tile)?
+            }
             _ => return Err("a weight that no rule has packed".into()),
         });
         cx.tile = Some(tile);
@@ -192,7 +196,9 @@ impl Job {
                                 None => s * (q - i64::from(p.zero)).cast(DType::F32),
                             };
                             let sums = xs.iter().enumerate();
-                            Ok(sums.map(|(t, x)| self.add(cx, tile, t as i64, b, r.clone(), x.clone(), value.clone())).collect())
+                            Ok(sums
+                                .map(|(t, x)| self.add(cx, tile, t as i64, b, r.clone(), x.clone(), value.clone()))
+                                .collect())
                         })?);
                     }
                 }

@@ -46,7 +46,8 @@ fn nest(
             return go(cx, v, shape, [idx, vec![Expr::idx(0)]].concat(), offset, put);
         }
         let name = ["t", "h", "d", "e", "f"].get(idx.len()).copied().unwrap_or("i");
-        let loop_ = cx.each(name, d, LoopKind::Serial, |cx, i| go(cx, v, shape, [idx, vec![i]].concat(), offset, put))?;
+        let loop_ =
+            cx.each(name, d, LoopKind::Serial, |cx, i| go(cx, v, shape, [idx, vec![i]].concat(), offset, put))?;
         Ok(vec![loop_])
     }
     go(cx, v, &shape, prefix.to_vec(), offset, put)
@@ -92,7 +93,9 @@ pub fn append(cx: &mut Cx<'_>, operands: &[Value]) -> Lowered<()> {
         let mut all = vec![bind];
         for (cache, v) in caches.iter().zip([keys, values]) {
             let (cache, row) = (*cache, row.clone());
-            let put = move |cx: &Cx<'_>, at: Vec<Expr>, e: Expr| cx.store(cache, [vec![row.clone()], at[1..].to_vec()].concat(), e);
+            let put = move |cx: &Cx<'_>, at: Vec<Expr>, e: Expr| {
+                cx.store(cache, [vec![row.clone()], at[1..].to_vec()].concat(), e)
+            };
             all.extend(nest(cx, *v, std::slice::from_ref(&t), &[0; 3], &put)?);
         }
         Ok(all)

@@ -15,7 +15,14 @@ use super::read::Lowered;
 /// What no lowering covers, with the function it is in.
 pub fn lower(m: &Module) -> Result<Program, String> {
     let entry = m.entry().ok_or("the module has no function")?;
-    let mut w = Walk { m, p: empty(m, entry), kernels: HashMap::new(), weights: HashMap::new(), views: HashMap::new(), next: 0 };
+    let mut w = Walk {
+        m,
+        p: empty(m, entry),
+        kernels: HashMap::new(),
+        weights: HashMap::new(),
+        views: HashMap::new(),
+        next: 0,
+    };
     let mut args = vec![];
     for (name, v) in &entry.args {
         args.push(Bound::Planes(vec![w.input(name, entry.ty(*v))?]));
@@ -187,7 +194,9 @@ impl Walk<'_> {
                 }
                 ty => kernel::planes(ty, false, true)?
                     .into_iter()
-                    .map(|(suffix, dtype, shape)| self.fresh(&format!("b{}{suffix}", self.p.launches.len()), dtype, &shape))
+                    .map(|(suffix, dtype, shape)| {
+                        self.fresh(&format!("b{}{suffix}", self.p.launches.len()), dtype, &shape)
+                    })
                     .collect(),
             });
         }
@@ -219,9 +228,11 @@ impl Walk<'_> {
             return Ok(k.clone());
         }
         let Lowering { kernel, origins } = kernel::kernel(&self.m.syms, f).map_err(|e| format!("@{}: {e}", f.name))?;
-        let same = self.p.kernels.iter().position(|k| {
-            k.buffers == kernel.buffers && k.body == kernel.body && k.vars == kernel.vars
-        });
+        let same = self
+            .p
+            .kernels
+            .iter()
+            .position(|k| k.buffers == kernel.buffers && k.body == kernel.body && k.vars == kernel.vars);
         let at = same.unwrap_or_else(|| {
             self.p.kernels.push(kernel);
             self.p.kernels.len() - 1

@@ -361,9 +361,7 @@ fn binary(op: Op, a: Expr, b: Expr) -> Lowered<Expr> {
 
 /// Does the expression contain a function that costs tens of instructions?
 pub fn is_dear(e: &Expr) -> bool {
-    let own = matches!(
-        e.node(),
-        Node::Unary(UnOp::Exp | UnOp::Log | UnOp::Tanh | UnOp::Erf | UnOp::Sin | UnOp::Cos, _)
-    );
+    let own =
+        matches!(e.node(), Node::Unary(UnOp::Exp | UnOp::Log | UnOp::Tanh | UnOp::Erf | UnOp::Sin | UnOp::Cos, _));
     own || e.children().into_iter().any(is_dear)
 }

@@ -24,7 +24,13 @@ pub fn rows(cx: &mut Cx<'_>, results: &HashMap<Value, Planes>) -> Lowered<()> {
     Ok(())
 }
 
-fn over(cx: &mut Cx<'_>, results: &HashMap<Value, Planes>, idx: Vec<Expr>, rest: &[Dim], k: &Dim) -> Lowered<Vec<Stmt>> {
+fn over(
+    cx: &mut Cx<'_>,
+    results: &HashMap<Value, Planes>,
+    idx: Vec<Expr>,
+    rest: &[Dim],
+    k: &Dim,
+) -> Lowered<Vec<Stmt>> {
     let Some((d, rest)) = rest.split_first() else { return stages(cx, results, &idx, k) };
     let loop_ = cx.each("h", d, LoopKind::Serial, |cx, h| over(cx, results, [idx, vec![h]].concat(), rest, k))?;
     Ok(vec![loop_])
@@ -111,7 +117,8 @@ fn quantize(cx: &mut Cx<'_>, x: Value, row: &[Expr], k: &Dim, [q, scale, sum]: [
     let groups = Dim::from(len / 32);
     all.push(cx.each("g", &groups, LoopKind::Serial, |cx, g| {
         let base = g.clone() * 32;
-        let (mut body, max) = reduce(cx, true, &32.into(), |cx, i| Ok(Expr::unary(UnOp::Abs, get(cx, base.clone() + i)?)))?;
+        let (mut body, max) =
+            reduce(cx, true, &32.into(), |cx, i| Ok(Expr::unary(UnOp::Abs, get(cx, base.clone() + i)?)))?;
         let s = max.clone() * Expr::float(1.0 / 127.0);
         let inv = Expr::float(0.0).lt(max.clone()).select(Expr::float(127.0) / max, Expr::float(0.0));
         let (bind, s) = cx.bind("scale", s);
