@@ -34,4 +34,4 @@ show model stage="fused":
 
 # Speed beside llama.cpp; needs llama-cpp-python in the given Python.
 compare model python="python3": build
-    {{python}} bench/compare_llama_cpp.py {{model}} --marquetry target/release/marquetry
+    {{python}} bench/compare_llama_cpp.py --gguf {{model}} --bin target/release/marquetry

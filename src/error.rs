@@ -251,6 +251,7 @@ fn runtime_exit(e: &RuntimeError) -> Exit {
 
 /// Codes and what to know about each, for `explain`. Codes of one family that read files share an entry under their prefix.
 pub const CODES: &[(&str, &str)] = &[
+    ("BUG001", "A panic: a defect of Marquetry. Please report it with the command that you ran."),
     ("CLI001", "An argument has a value that can not be used. `marquetry help VERB` shows what each verb takes."),
     ("CLI002", "An input file was read but does not hold what the verb needs, such as a tensor `input_ids`."),
     ("CLI003", "The system refused a file operation. The message has the path and the system's reason."),

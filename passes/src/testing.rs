@@ -105,6 +105,15 @@ pub fn gap(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
     pairs.fold(0.0, |m, d| if d.is_nan() { f32::INFINITY } else { m.max(d) })
 }
 
+/// Root mean square of the distance over that of the numbers.
+pub fn mean_gap(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
+    let square = |d: f32| f64::from(d) * f64::from(d);
+    let pairs = || a.iter().flatten().zip(b.iter().flatten());
+    let apart: f64 = pairs().map(|(x, y)| square(x - y)).sum();
+    let all: f64 = pairs().map(|(x, _)| square(*x)).sum();
+    if gap(a, b).is_finite() { (apart / all.max(1e-30)).sqrt() as f32 } else { f32::INFINITY }
+}
+
 /// A file below `tests/data`.
 pub fn data(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path)

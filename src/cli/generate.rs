@@ -85,7 +85,39 @@ pub fn render(model: &LoadedModel, messages: &Value) -> Result<Vec<u32>, Error> 
         eos_token: text(tokenizer.eos()),
         ..RenderOptions::default()
     };
-    Ok(tokenizer.encode(&model.chat_template()?.render(messages, &options)?, false, true))
+    let mut messages = messages.clone();
+    for m in messages.as_array_mut().into_iter().flatten() {
+        if let Some(Value::String(content)) = m.get_mut("content") {
+            *content = fence(tokenizer, content);
+        }
+    }
+    let text = model.chat_template()?.render(&messages, &options)?;
+    Ok(text.split(FENCE).flat_map(|piece| tokenizer.encode(piece, false, true)).collect())
+}
+
+/// A noncharacter that no text holds; pieces on its two sides are tokenized apart.
+const FENCE: char = '\u{fdd0}';
+
+/// Breaks the texts of control tokens in what a person wrote, so that they are read as text.
+fn fence(tokenizer: &Tokenizer, content: &str) -> String {
+    let mut pieces: Vec<String> = content.split(FENCE).map(str::to_string).collect();
+    let mut done = vec![];
+    while let Some(piece) = pieces.pop() {
+        let plain: BTreeSet<u32> = tokenizer.encode(&piece, false, false).into_iter().collect();
+        let control = tokenizer.encode(&piece, false, true).into_iter().filter(|id| !plain.contains(id));
+        let found = control.filter_map(|id| piece.find(&tokenizer.token_text(id)?)).min();
+        // After the first character of the first control text.
+        let cut = found.and_then(|at| Some(at + piece[at..].chars().next()?.len_utf8()));
+        match cut.filter(|cut| *cut < piece.len()) {
+            Some(cut) => {
+                pieces.push(piece[..cut].to_string());
+                pieces.push(piece[cut..].to_string());
+            }
+            None => done.push(piece),
+        }
+    }
+    done.reverse();
+    done.join(&FENCE.to_string())
 }
 
 /// Tokens that end an answer, by the configuration and by the tokenizer.

@@ -378,6 +378,11 @@ fn random_kernel(seed: u64) -> Gen {
     g.k.body = if g.chance(70) {
         vec![g.each(rows, |g| {
             let mut all = fill(g);
+            if g.chance(30) {
+                // Later iterations find what earlier ones left.
+                let first = Expr::var(g.loops[0].0).lt(Expr::idx(1));
+                all = vec![Stmt::If { cond: first, then: all, other: vec![] }];
+            }
             all.extend(g.body(3));
             all.extend(g.stmt(2));
             all

@@ -100,6 +100,8 @@ fn vectorize_refuses() {
     refuse(&each("store %y[15 - i.0] = %a[i.0]"), "one by one", run);
     refuse(&each("store %y[i.0] = %a[%at[i.0]]"), "one by one", run);
     refuse(&each("store %y[i.0] = %a[i.0 / 4]"), "one by one", run);
+    let four = "for i.0 in 0..4 { store %y[i.0] = %a[i.0 / 3] }";
+    refuse(four, "one by one", |k| vectorize(k, Var(0), 4));
     refuse(&each("store %y[i.0] = %a[(i.0 + 4) % 16]"), "one by one", run);
     refuse(&each("store %y[i.0] = %m[i.0 / 4, 0]"), "outer axis of `m`", run);
     refuse("for i.0 in 0..8 { store %z[i.0, i.0] = 0.0 }", "outer axis of `z`", run);
