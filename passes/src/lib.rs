@@ -2,6 +2,7 @@
 
 pub mod bind;
 pub mod canon;
+pub mod dot;
 pub mod eqsat;
 pub mod fuse;
 pub mod lower;
@@ -9,6 +10,10 @@ pub mod manager;
 pub mod outline;
 pub mod plan;
 pub mod schedule;
+#[cfg(test)]
+mod snapshots;
+#[cfg(test)]
+mod testing;
 
 /// What a compilation may do to numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -123,6 +123,14 @@ pub fn extract(g: &Graph, target: Target, roots: &[Id], groups: &[Group]) -> Opt
     Some((current, taken))
 }
 
+/// The cheapest choice that takes the given nodes.
+#[cfg(test)]
+pub fn forced(g: &Graph, target: Target, roots: &[Id], nodes: &BTreeMap<Id, Term>) -> Option<Choice> {
+    let mut order: Vec<Id> = g.classes().map(|c| c.id).collect();
+    order.sort_unstable();
+    choose(g, &solve(g, target, &order, nodes), roots)
+}
+
 fn choose(g: &Graph, best: &BTreeMap<Id, Best>, roots: &[Id]) -> Option<Choice> {
     let mut nodes = BTreeMap::new();
     let mut cost = 0u64;

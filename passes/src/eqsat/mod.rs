@@ -9,6 +9,8 @@ mod extract;
 mod facts;
 mod rules;
 mod term;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
