@@ -43,8 +43,11 @@ impl Random {
     }
 }
 
+/// Names of states and the bits of their keys and values.
+pub type StateBits = Vec<(String, Vec<u32>)>;
+
 /// Results of the entry function on random inputs, and the states it leaves. The same seed gives the same inputs.
-pub fn interpret(m: &Module, seed: u64) -> (Vec<Vec<f32>>, Vec<(String, Vec<u32>)>) {
+pub fn interpret(m: &Module, seed: u64) -> (Vec<Vec<f32>>, StateBits) {
     let mut r = Random(seed);
     let sizes: Vec<i64> = m.syms.0.iter().map(|d| (d.lo + i64::from(r.next() % 5)).min(d.hi)).collect();
     let eval = |d: &marquetry_ir::Dim| d.eval(|s| sizes[s.0 as usize]) as usize;
@@ -75,7 +78,7 @@ pub fn interpret(m: &Module, seed: u64) -> (Vec<Vec<f32>>, Vec<(String, Vec<u32>
         Val::Kv(..) => None,
     });
     let results = results.collect();
-    let mut left: Vec<(String, Vec<u32>)> = states
+    let mut left: StateBits = states
         .into_iter()
         .filter_map(|(name, v)| match v {
             Val::Kv([k, v], _) => Some((name, k.iter().chain(v.iter()).map(|x| x.to_bits()).collect())),
