@@ -176,6 +176,7 @@ impl Error {
             Error::Pass(PassError::Unsupported { .. }) => "PAS003",
             Error::Pass(PassError::Type { .. }) => "PAS004",
             Error::Pass(PassError::Invalid { .. }) => "PAS005",
+            Error::Pass(PassError::Input { .. }) => "PAS006",
             Error::Codegen(CodegenError::Invalid { .. }) => "GEN001",
             Error::Codegen(CodegenError::Unsupported { .. }) => "GEN002",
             Error::Codegen(CodegenError::Backend { .. }) => "GEN003",
@@ -206,6 +207,7 @@ impl Error {
             Error::Closed | Error::Lacks { .. } => Exit::Failed,
             Error::Config(_) | Error::Trace(ModelError::Config(_)) => config_exit(&self.code()),
             Error::Tokenizer(TokenizerError::Model { .. }) => Exit::Unsupported,
+            Error::Pass(PassError::Input { .. }) => Exit::Input,
             Error::Codegen(CodegenError::Host(_)) | Error::Pass(PassError::Unsupported { .. }) => Exit::Unsupported,
             Error::Codegen(CodegenError::Memory(_)) => Exit::Memory,
             Error::Runtime(e) => runtime_exit(e),
@@ -290,6 +292,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("PAS003", "A pass met something that it can not do yet."),
     ("PAS004", "A type rule failed inside a pass: a defect of Marquetry."),
     ("PAS005", "A pass left IR that the verifier refuses: a defect of Marquetry."),
+    ("PAS006", "The IR that was given breaks the rules of the IR; every violation is listed."),
     (
         "GEN",
         "Code generation failed: GEN001 to GEN003 are defects of Marquetry, GEN004 is a CPU without a code generator, GEN005 memory for code that the system refused.",

@@ -69,6 +69,12 @@ pub enum PassError {
         /// What, and for which function.
         message: String,
     },
+    /// What the pipeline was given breaks the rules of the IR.
+    #[error("the module is not valid:\n{}", errors.join("\n"))]
+    Input {
+        /// Every violation.
+        errors: Vec<String>,
+    },
     /// A pass left IR that the verifier refuses: a defect of the pass.
     #[error("after pass `{pass}` the module is not valid:\n{}", errors.join("\n"))]
     Invalid {
@@ -191,7 +197,12 @@ pub fn run(
         let known = || PASSES.iter().map(|p| p.name).collect::<Vec<_>>().join(", ");
         PASSES.iter().find(|p| p.name == name).ok_or_else(|| PassError::Unknown { name: name.into(), known: known() })
     });
-    for pass in passes.collect::<Result<Vec<_>, _>>()? {
+    let passes = passes.collect::<Result<Vec<_>, _>>()?;
+    let errors = verify(&ir);
+    if !errors.is_empty() {
+        return Err(PassError::Input { errors });
+    }
+    for pass in passes {
         let start = std::time::Instant::now();
         ir = (pass.run)(ir, options, &mut reports)?;
         reports.seconds.push((pass.name, start.elapsed().as_secs_f64()));

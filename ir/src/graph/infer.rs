@@ -316,7 +316,7 @@ pub fn glu_linear(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
     Ok(Ty::Tensor(y))
 }
 
-pub fn gather(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
+pub fn gather(_: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
     let (table, ids) = (tensor(t[0], "table")?, tensor(t[1], "ids")?);
     int(ids, "ids")?;
     if table.shape.is_empty() {
@@ -327,7 +327,6 @@ pub fn gather(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
         Elem::Packed(_) | Elem::Rows8(_) => DType::F32,
         other => return err("E0202", format!("rows of {other} can not be gathered; insert `dequant`")),
     };
-    let _ = s;
     Ok(Ty::tensor(elem, [&ids.shape, &table.shape[1..]].concat()))
 }
 

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
+use marquetry_ir::Dim;
 use marquetry_ir::loops::{BinOp, Expr, Node, Var};
-use marquetry_ir::{Dim, Syms};
 
 /// Largest value of each loop variable (the smallest is 0); none where it is not known.
 #[derive(Clone, Debug, Default)]
@@ -115,21 +115,8 @@ impl Ranges {
     }
 }
 
-/// Coefficient of a variable in an index, and the index without it; none if it is not linear in the variable.
-pub fn coefficient(e: &Expr, v: Var) -> Option<(i64, Expr)> {
-    let mut l = linear(e);
-    let mut c = 0;
-    let at = l.terms.iter().position(|(a, _)| matches!(a.node(), Node::Var(x) if *x == v));
-    if let Some(at) = at {
-        c = l.terms.remove(at).1;
-    }
-    let rest = l.expr();
-    (!rest.uses(v)).then_some((c, rest))
-}
-
 /// Maps an index through `reshape`: the index into `from` of the element at `idx` of `to`.
-pub fn reshape(ranges: &Ranges, syms: &Syms, idx: &[Expr], to: &[Dim], from: &[Dim]) -> Option<Vec<Expr>> {
-    let _ = syms;
+pub fn reshape(ranges: &Ranges, idx: &[Expr], to: &[Dim], from: &[Dim]) -> Option<Vec<Expr>> {
     // Equal leading axes stay as they are; they may be symbolic.
     let same = to.iter().zip(from).take_while(|(a, b)| a == b).count();
     let mut flat = Expr::idx(0);
@@ -183,7 +170,7 @@ mod tests {
         r.declare(x, 8);
         let dims = |d: &[i64]| d.iter().map(|&d| Dim::from(d)).collect::<Vec<_>>();
         let idx = [Expr::var(t), Expr::var(f) * 8 + Expr::var(x)];
-        let got = reshape(&r, &Syms::default(), &idx, &dims(&[7, 128]), &dims(&[7, 16, 1, 8])).unwrap();
+        let got = reshape(&r, &idx, &dims(&[7, 128]), &dims(&[7, 16, 1, 8])).unwrap();
         let want = [Expr::var(t), Expr::var(f), Expr::idx(0), Expr::var(x)];
         let simple: Vec<Expr> = got.iter().map(|e| r.simplify(e)).collect();
         assert_eq!(simple, want.iter().map(|e| r.simplify(e)).collect::<Vec<_>>());

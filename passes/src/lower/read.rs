@@ -162,7 +162,7 @@ impl<'a> Cx<'a> {
             Op::Iota => self.iota(inst, idx),
             Op::Reshape => {
                 let (to, from) = (self.shape(v), self.shape(x[0]));
-                let mapped = index::reshape(&self.ranges, self.syms, idx, &to, &from);
+                let mapped = index::reshape(&self.ranges, idx, &to, &from);
                 self.read(x[0], &mapped.ok_or("reshape of symbolic inner axes")?)
             }
             Op::Slice => {
