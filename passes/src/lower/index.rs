@@ -78,6 +78,11 @@ impl Ranges {
         }
     }
 
+    /// The value of an expression that can have one only.
+    pub fn only(&self, e: &Expr) -> Option<i64> {
+        e.as_int().or_else(|| self.of(e).filter(|(lo, hi)| lo == hi).map(|(lo, _)| lo))
+    }
+
     fn of_linear(&self, l: &Linear) -> Option<(i64, i64)> {
         let mut range = (l.constant, l.constant);
         for (a, c) in &l.terms {

@@ -252,7 +252,7 @@ impl<'a> Cx<'a> {
         let (block, lane) = self.ranges.div_rem(col, 8);
         let t = self.ranges.simplify(&(token.clone() - tile.origin.0.clone()));
         let b = self.ranges.simplify(&(block - tile.origin.1.clone()));
-        match (t.as_int(), b.as_int()) {
+        match (self.ranges.only(&t), self.ranges.only(&b)) {
             (Some(t), Some(b)) if (0..tile.blocks).contains(&b) => {
                 Ok(self.k.load(tile.acc, vec![Expr::idx(t * tile.blocks + b), lane]))
             }
