@@ -287,6 +287,10 @@ pub const CODES: &[(&str, &str)] = &[
         "A chat template does not parse, runs too long, or refuses the messages (TPL006, in the model's own words).",
     ),
     ("IR001", "The text of the IR does not parse; the message points at the place."),
+    (
+        "E02",
+        "Model code or graph IR breaks a type rule: E0203 extents differ, E0204 number of axes, E0205 extents that can not be shown equal, E0208 reshape to another number of elements, E0209 slice out of range, E022x mistakes with parameters, caches and sizes. The message names the line, the operands and where they come from.",
+    ),
     ("PAS001", "A pipeline names a pass that does not exist. The message lists those that do."),
     ("PAS002", "A pass was given the other kind of IR: `lower` turns graph IR into loop IR."),
     ("PAS003", "A pass met something that it can not do yet."),

@@ -9,7 +9,9 @@ use marquetry::engine::{Bucket, bucket_options};
 use marquetry::frontend::safetensors::Safetensors;
 use marquetry::model::LoadedModel;
 use marquetry::passes::Numerics;
+use marquetry::passes::dot::dot;
 use marquetry::passes::manager::{Ir, Options, PASSES, print};
+use marquetry::runtime::files::write_file;
 use serde_json::{Value, json};
 
 use super::opt::{Piped, run_pipeline};
@@ -32,6 +34,9 @@ pub struct Args {
     /// Write the IR after every pass to DIR/NN-name.tir.
     #[arg(long, value_name = "DIR", requires = "stage")]
     dump_ir: Option<PathBuf>,
+    /// Write the entry function of a graph stage to FILE as a DOT graph.
+    #[arg(long, value_name = "FILE", requires = "stage")]
+    dot: Option<PathBuf>,
     /// Say on stderr what each pass did, and how long it took.
     #[arg(long, requires = "stage")]
     explain: bool,
@@ -116,6 +121,9 @@ fn show(model: &LoadedModel, stage: Stage, args: &Args, ui: &Ui) -> Result<(), E
     let pipeline = pipeline_to(stage.pass());
     let how = Piped { pipeline: &pipeline, options: &options, dump: args.dump_ir.as_deref(), explain: args.explain };
     let ir = run_pipeline(Ir::Graph(model.bound_module()?), &how, ui)?;
+    if let Some(file) = &args.dot {
+        write_dot(file, &ir)?;
+    }
     let text = match (stage, &ir) {
         (Stage::Asm, Ir::Program(program)) => {
             let options = CraneliftOptions { disassemble: true, ..CraneliftOptions::default() };
@@ -130,6 +138,15 @@ fn show(model: &LoadedModel, stage: Stage, args: &Args, ui: &Ui) -> Result<(), E
         true => ui.json(&json!({ "stage": stage, "bucket": name, "text": text })),
         false => ui.print(&text),
     }
+}
+
+fn write_dot(file: &Path, ir: &Ir) -> Result<(), Error> {
+    let entry = match ir {
+        Ir::Graph(m) => m.entry().map(|f| dot(&m.syms, f)),
+        Ir::Program(_) => None,
+    };
+    let text = entry.ok_or_else(|| Error::usage("--dot shows graphs; choose a stage from trace to fused"))?;
+    Ok(write_file(file, text.as_bytes())?)
 }
 
 fn tensors_of_file(path: &Path, as_json: bool, ui: &Ui) -> Result<(), Error> {

@@ -73,8 +73,15 @@ macro_rules! dims {
 }
 
 impl Tracer {
-    /// A symbolic size within bounds.
+    /// A symbolic size within bounds. A name stands for one size: declared again, the bounds must be the same.
+    #[track_caller]
     pub fn dim(&self, name: &str, bounds: std::ops::RangeInclusive<i64>) -> Dim {
+        let other = self.syms.borrow().0.iter().find(|d| d.name == name).map(|d| (d.lo, d.hi));
+        if let Some((lo, hi)) = other.filter(|(lo, hi)| (lo, hi) != (bounds.start(), bounds.end())) {
+            let message =
+                format!("size `{name}` was declared in {lo}..={hi}, now in {}..={}", bounds.start(), bounds.end());
+            self.problem(Diagnostic::new("E0222", "dim", message, Location::caller(), vec![]));
+        }
         self.syms.borrow_mut().declare(name, *bounds.start(), *bounds.end(), 1).into()
     }
 
