@@ -32,7 +32,8 @@ impl ModelArgs {
     /// Opens the model.
     pub fn open(&self, ui: &Ui) -> Result<LoadedModel, Error> {
         let model = LoadedModel::open(&self.model, &self.options(), &mut |line| ui.progress(line))?;
-        ui.progress(&format!("loaded {} in {:.2} s", model.path.display(), model.load_s));
+        let name = model.path.file_name().unwrap_or(model.path.as_os_str()).to_string_lossy();
+        ui.progress(&format!("loaded {name} in {:.2} s", model.load_s));
         Ok(model)
     }
 }
