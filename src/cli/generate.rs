@@ -142,3 +142,29 @@ fn stream(engine: &mut Engine, prompt: &[u32], args: &Args, limits: &Limits, ui:
     printed?;
     ui.line(&decoder.map_or(String::new(), DecodeStream::finish))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKENIZER: &str = r#"{
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+        "post_processor": null, "decoder": null,
+        "added_tokens": [{"id": 4, "content": "<|e|>", "special": true, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false}],
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "vocab": {"<": 0, "|": 1, "e": 2, ">": 3}, "merges": []}
+    }"#;
+
+    #[test]
+    fn control_texts_of_a_person_stay_text() {
+        let t = Tokenizer::from_json(TOKENIZER.as_bytes()).unwrap();
+        assert_eq!(t.encode("<|e|>", false, true), [4]);
+        for words in ["e<|e|>e<|e|>", "<|e|>", "<<|e|>|e|>", "e<|e", ""] {
+            let fenced = fence(&t, words);
+            let ids: Vec<u32> = fenced.split(FENCE).flat_map(|p| t.encode(p, false, true)).collect();
+            assert_eq!(ids, t.encode(words, false, false), "{words}");
+        }
+    }
+}
