@@ -30,11 +30,28 @@ pub struct Choice {
     pub cost: u64,
 }
 
+/// The best node of a class so far.
 #[derive(Clone)]
 struct Best {
-    node: Term,
-    needs: BTreeMap<Id, u64>,
+    /// Position among the candidates of the class.
+    candidate: usize,
+    /// Classes that it needs, itself included, one bit each.
+    needs: Vec<u64>,
+    /// Cost of all of them.
     total: u64,
+}
+
+struct Candidate<'g> {
+    node: &'g Term,
+    cost: u64,
+    children: Vec<usize>,
+}
+
+/// The e-graph with dense class numbers and the cost of every node, made once for all trials.
+struct Problem<'g> {
+    ids: Vec<Id>,
+    index: BTreeMap<Id, usize>,
+    candidates: Vec<Vec<Candidate<'g>>>,
 }
 
 fn node_cost(g: &Graph, target: Target, id: Id, node: &Term) -> Option<u64> {
@@ -58,48 +75,110 @@ fn rank(node: &Term) -> (usize, u32) {
     }
 }
 
-fn solve(g: &Graph, target: Target, order: &[Id], forced: &BTreeMap<Id, Term>) -> BTreeMap<Id, Best> {
-    let mut best: BTreeMap<Id, Best> = BTreeMap::new();
-    let mut changed = true;
-    while changed {
-        changed = false;
-        for &id in order {
-            let nodes: Vec<&Term> = match forced.get(&id) {
-                Some(n) => vec![n],
-                None => g[id].nodes.iter().collect(),
-            };
-            for node in nodes {
-                let Some(own) = node_cost(g, target, id, node) else { continue };
-                let mut needs = BTreeMap::new();
-                let children = node.children().iter().map(|c| best.get(&g.find(*c)));
-                let Some(children) = children.collect::<Option<Vec<_>>>() else { continue };
-                children.iter().for_each(|c| needs.extend(c.needs.iter().map(|(k, v)| (*k, *v))));
-                if needs.contains_key(&id) {
-                    continue;
-                }
-                needs.insert(id, own);
-                let total = needs.values().fold(0u64, |a, b| a.saturating_add(*b));
-                let better = match best.get(&id) {
-                    Some(b) => (total, rank(node)) < (b.total, rank(&b.node)),
-                    None => true,
-                };
-                if better {
-                    best.insert(id, Best { node: node.clone(), needs, total });
-                    changed = true;
+/// Rounds over all classes before an extraction settles for what it has.
+const MAX_ROUNDS: usize = 64;
+
+impl<'g> Problem<'g> {
+    /// Classes in the order of their ids, which is deterministic.
+    fn new(g: &'g Graph, target: Target) -> Problem<'g> {
+        let mut ids: Vec<Id> = g.classes().map(|c| c.id).collect();
+        ids.sort_unstable();
+        let index: BTreeMap<Id, usize> = ids.iter().enumerate().map(|(i, id)| (*id, i)).collect();
+        let candidate = |id: Id, node: &'g Term| {
+            let children = node.children().iter().map(|c| index.get(&g.find(*c)).copied());
+            let (cost, children) = (node_cost(g, target, id, node)?, children.collect::<Option<Vec<_>>>()?);
+            Some(Candidate { node, cost, children })
+        };
+        let candidates = ids.iter().map(|&id| g[id].nodes.iter().filter_map(|n| candidate(id, n)).collect()).collect();
+        Problem { ids, index, candidates }
+    }
+
+    /// The best node of each class; `forced` classes may take one node only.
+    fn solve(&self, g: &Graph, forced: &BTreeMap<Id, Term>) -> Vec<Option<Best>> {
+        let same = |a: &Term, b: &Term| {
+            a.matches(b) && a.children().iter().zip(b.children()).all(|(x, y)| g.find(*x) == g.find(*y))
+        };
+        let words = self.ids.len().div_ceil(64);
+        let mut best: Vec<Option<Best>> = vec![None; self.ids.len()];
+        let mut own = vec![0u64; self.ids.len()];
+        for _ in 0..MAX_ROUNDS {
+            let mut changed = false;
+            for (i, id) in self.ids.iter().enumerate() {
+                let only = forced.get(id);
+                for (n, c) in self.candidates[i].iter().enumerate() {
+                    if only.is_some_and(|o| !same(o, c.node)) {
+                        continue;
+                    }
+                    let Some(needs) = union(&best, &c.children, words).filter(|needs| !has(needs, i)) else { continue };
+                    let total = bits(&needs).fold(c.cost, |sum, j| sum.saturating_add(own[j]));
+                    let better = match &best[i] {
+                        Some(b) => (total, rank(c.node)) < (b.total, rank(self.candidates[i][b.candidate].node)),
+                        None => true,
+                    };
+                    if better {
+                        let mut needs = needs;
+                        needs[i / 64] |= 1 << (i % 64);
+                        own[i] = c.cost;
+                        best[i] = Some(Best { candidate: n, needs, total });
+                        changed = true;
+                    }
                 }
             }
+            if !changed {
+                break;
+            }
         }
+        best
     }
-    best
+
+    fn choose(&self, best: &[Option<Best>], g: &Graph, roots: &[Id]) -> Option<Choice> {
+        let mut nodes = BTreeMap::new();
+        let mut cost = 0u64;
+        let mut stack = roots.iter().map(|r| self.index.get(&g.find(*r)).copied()).collect::<Option<Vec<_>>>()?;
+        while let Some(i) = stack.pop() {
+            if nodes.contains_key(&self.ids[i]) {
+                continue;
+            }
+            let c = &self.candidates[i][best[i].as_ref()?.candidate];
+            cost = cost.saturating_add(c.cost);
+            stack.extend(&c.children);
+            nodes.insert(self.ids[i], c.node.clone());
+        }
+        Some(Choice { nodes, cost })
+    }
 }
 
-/// Chooses nodes for everything that `roots` need. `order` lists all classes in a deterministic order.
+/// What all children need together; none while a child has no node yet.
+fn union(best: &[Option<Best>], children: &[usize], words: usize) -> Option<Vec<u64>> {
+    let mut all = vec![0u64; words];
+    for c in children {
+        let needs = &best[*c].as_ref()?.needs;
+        all.iter_mut().zip(needs).for_each(|(a, b)| *a |= b);
+    }
+    Some(all)
+}
+
+fn has(set: &[u64], i: usize) -> bool {
+    set[i / 64] >> (i % 64) & 1 == 1
+}
+
+fn bits(set: &[u64]) -> impl Iterator<Item = usize> {
+    set.iter().enumerate().flat_map(|(w, word)| {
+        let mut left = *word;
+        std::iter::from_fn(move || {
+            let bit = (left != 0).then(|| left.trailing_zeros() as usize)?;
+            left &= left - 1;
+            Some(w * 64 + bit)
+        })
+    })
+}
+
+/// Chooses nodes for everything that `roots` need.
 pub fn extract(g: &Graph, target: Target, roots: &[Id], groups: &[Group]) -> Option<(Choice, Vec<bool>)> {
-    let mut order: Vec<Id> = g.classes().map(|c| c.id).collect();
-    order.sort_unstable();
+    let problem = Problem::new(g, target);
     let mut forced = BTreeMap::new();
     let mut taken = vec![false; groups.len()];
-    let mut current = choose(g, &solve(g, target, &order, &forced), roots)?;
+    let mut current = problem.choose(&problem.solve(g, &forced), g, roots)?;
     for _ in 0..2 {
         let before = current.cost;
         for (i, group) in
@@ -109,7 +188,7 @@ pub fn extract(g: &Graph, target: Target, roots: &[Id], groups: &[Group]) -> Opt
             for (id, node) in &group.members {
                 trial.insert(g.find(*id), node.clone());
             }
-            let Some(with) = choose(g, &solve(g, target, &order, &trial), roots) else { continue };
+            let Some(with) = problem.choose(&problem.solve(g, &trial), g, roots) else { continue };
             let all_used = group.members.iter().all(|(id, _)| with.nodes.contains_key(&g.find(*id)));
             if with.cost < current.cost && all_used {
                 (current, forced) = (with, trial);
@@ -126,23 +205,6 @@ pub fn extract(g: &Graph, target: Target, roots: &[Id], groups: &[Group]) -> Opt
 /// The cheapest choice that takes the given nodes.
 #[cfg(test)]
 pub fn forced(g: &Graph, target: Target, roots: &[Id], nodes: &BTreeMap<Id, Term>) -> Option<Choice> {
-    let mut order: Vec<Id> = g.classes().map(|c| c.id).collect();
-    order.sort_unstable();
-    choose(g, &solve(g, target, &order, nodes), roots)
-}
-
-fn choose(g: &Graph, best: &BTreeMap<Id, Best>, roots: &[Id]) -> Option<Choice> {
-    let mut nodes = BTreeMap::new();
-    let mut cost = 0u64;
-    let mut stack: Vec<Id> = roots.iter().map(|r| g.find(*r)).collect();
-    while let Some(id) = stack.pop() {
-        if nodes.contains_key(&id) {
-            continue;
-        }
-        let b = best.get(&id)?;
-        cost = cost.saturating_add(*b.needs.get(&id)?);
-        stack.extend(b.node.children().iter().map(|c| g.find(*c)));
-        nodes.insert(id, b.node.clone());
-    }
-    Some(Choice { nodes, cost })
+    let problem = Problem::new(g, target);
+    problem.choose(&problem.solve(g, nodes), g, roots)
 }
