@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Attr, Builder, Function, Inst, Kind, Module, Op, Ty, Value};
+use super::{Attr, Builder, Function, Inst, Kind, Module, Op, QUANTIZE_FLOOR, Ty, Value};
 use crate::{DType, Dim, Elem, Syms, quant};
 
 /// A tensor on the host.
@@ -487,7 +487,7 @@ pub(super) fn quantize(_: &Ctx<'_>, _: &Inst, x: &[&Val], _: &Ty) -> Res {
     for g in x.to_f32()?.chunks(32) {
         let max = g.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         let scale = max * (1.0 / 127.0);
-        let inv = if max > 0.0 { 127.0 / max } else { 0.0 };
+        let inv = if max > QUANTIZE_FLOOR { 127.0 / max } else { 0.0 };
         y.extend(g.iter().map(|v| (v * inv).round_ties_even() * scale));
     }
     out(x.shape.clone(), Data::Exact(Elem::Act8, Arc::new(y)))
@@ -656,5 +656,24 @@ fn track_states(f: &Function, inst: &Inst, name: &str, owner: &mut [Option<Strin
     let from: Vec<Option<String>> = inst.operands.iter().filter(is_kv).map(|v| owner[v.0 as usize].clone()).collect();
     for (r, o) in inst.results.iter().filter(is_kv).zip(from) {
         owner[r.0 as usize] = o;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_too_small_to_quantize_become_zeros() {
+        let text = "func @f(%0 \"x\": f32[1, 64]) {\n  %1 = quantize %0 : act8[1, 64]\n  return \"y\" = %1\n}";
+        let m = super::super::parse_module(text).unwrap();
+        let x: Vec<f32> = (0..64).map(|i| if i < 32 { 1e-38 } else { i as f32 }).collect();
+        let args = vec![Val::Tensor(Tensor::f32(&[1, 64], x))];
+        let f = m.entry().unwrap();
+        let mut y = run_function(&m, f, &m.syms, &[], args, &mut HashMap::new(), &HashMap::new()).unwrap();
+        let Some(Val::Tensor(y)) = y.pop() else { panic!("no tensor") };
+        let y = y.to_f32().unwrap();
+        assert!(y[..32].iter().all(|v| *v == 0.0));
+        assert!((y[63] - 63.0).abs() < 1e-4 && (y[40] - 40.0).abs() < 0.25);
     }
 }

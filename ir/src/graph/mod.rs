@@ -17,6 +17,9 @@ pub use verify::verify;
 
 use crate::{DType, Dim, Elem, Syms};
 
+/// `quantize` makes zeros of a group whose largest magnitude is not above this: its inverse scale would overflow.
+pub const QUANTIZE_FLOOR: f32 = 1e-30;
+
 /// Type of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TensorTy {

@@ -4,7 +4,7 @@
 //! 2. operands and attributes fit the operator table;
 //! 3. the type of each result is what the operator's rule gives;
 //! 4. `param`, `state` and `call` agree with the declarations they name; callees come before callers;
-//! 5. states are linear: each version of a state is consumed by at most one update or call.
+//! 5. states are linear: each version of a state is consumed by at most one update or call, and not read after that.
 
 use super::{Attr, Function, Inst, Module, Op, Ty, Value};
 
@@ -118,15 +118,37 @@ impl Verifier<'_> {
         let f = self.f;
         let mut consumed: Vec<Option<usize>> = vec![None; f.values.len()];
         for (i, inst) in f.insts.iter().enumerate() {
-            if !matches!(inst.op, Op::KvAppend | Op::Call) {
-                continue;
-            }
+            let consumes = matches!(inst.op, Op::KvAppend | Op::Call);
             let states: Vec<Value> = inst.operands.iter().copied().filter(|v| matches!(f.ty(*v), Ty::Kv(_))).collect();
             for v in states {
-                if let Some(first) = consumed[v.0 as usize].replace(i) {
+                if let Some(first) = consumed[v.0 as usize] {
                     self.error(Some(i), format!("state %{} was already consumed by op {first}", v.0));
+                }
+                if consumes {
+                    consumed[v.0 as usize] = Some(i);
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::graph::{parse_module, verify};
+
+    const BODY: &str = "sym \"n\" in 1..=4
+        func @f(%0 \"s\": kv.f32[16, 1, 4], %1 \"k\": f32[n, 1, 4], %2 \"slot\": i32[n]) {
+          %3 = kv_append %0, %1, %1, %2 : kv.f32[16, 1, 4]
+          %4 = kv_read %STATE {which = 0} : f32[16, 1, 4]
+          return \"y\" = %4, \"s\" = %3
+        }";
+
+    #[test]
+    fn an_old_version_of_a_state_can_not_be_read() {
+        let errors = |state: &str| verify(&parse_module(&BODY.replace("STATE", state)).unwrap());
+        assert_eq!(errors("3"), Vec::<String>::new());
+        let old = errors("0");
+        assert_eq!(old.len(), 1);
+        assert!(old[0].contains("state %0 was already consumed by op 0"), "{old:?}");
     }
 }

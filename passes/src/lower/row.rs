@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use marquetry_ir::graph::{Class, Op, Value};
+use marquetry_ir::graph::{Class, Op, QUANTIZE_FLOOR, Value};
 use marquetry_ir::loops::{BinOp, Buf, Expr, LoopKind, Scope, Stmt, UnOp};
 use marquetry_ir::{DType, Dim};
 
@@ -120,7 +120,7 @@ fn quantize(cx: &mut Cx<'_>, x: Value, row: &[Expr], k: &Dim, [q, scale, sum]: [
         let (mut body, max) =
             reduce(cx, true, &32.into(), |cx, i| Ok(Expr::unary(UnOp::Abs, get(cx, base.clone() + i)?)))?;
         let s = max.clone() * Expr::float(1.0 / 127.0);
-        let inv = Expr::float(0.0).lt(max.clone()).select(Expr::float(127.0) / max, Expr::float(0.0));
+        let inv = Expr::float(QUANTIZE_FLOOR).lt(max.clone()).select(Expr::float(127.0) / max, Expr::float(0.0));
         let (bind, s) = cx.bind("scale", s);
         body.push(bind);
         let (bind, inv) = cx.bind("inv", inv);
