@@ -18,7 +18,12 @@ struct Alloc {
 fn bytes(p: &Program, buffer: usize) -> u64 {
     let b = &p.buffers[buffer];
     let count = b.shape.iter().fold(Dim::from(1), |a, d| a * d.clone());
-    p.syms.range(&count).1.max(0) as u64 * b.dtype.size() as u64
+    (p.syms.range(&count).1.max(0) as u64).saturating_mul(b.dtype.size() as u64)
+}
+
+/// Rounded up to 64 bytes.
+fn aligned(bytes: u64) -> u64 {
+    bytes.checked_next_multiple_of(64).unwrap_or(u64::MAX)
 }
 
 /// Plans the arena for the largest admissible sizes and sets `sync` where a launch depends on one that may still run.
@@ -46,19 +51,19 @@ fn arena(p: &mut Program) {
         let mut busy: Vec<(u64, u64)> = placed
             .iter()
             .filter(|(_, o)| o.first <= a.last && a.first <= o.last)
-            .map(|(at, o)| (*at, at + o.bytes.next_multiple_of(64)))
+            .map(|(at, o)| (*at, at.saturating_add(aligned(o.bytes))))
             .collect();
         busy.sort_unstable();
-        let mut at = 0;
+        let mut at = 0u64;
         for (lo, hi) in busy {
-            if at + a.bytes <= lo {
+            if at.saturating_add(a.bytes) <= lo {
                 break;
             }
             at = at.max(hi);
         }
         placed.push((at, a));
     }
-    p.arena_bytes = placed.iter().map(|(at, a)| (at + a.bytes).next_multiple_of(64)).max().unwrap_or(0);
+    p.arena_bytes = placed.iter().map(|(at, a)| aligned(at.saturating_add(a.bytes))).max().unwrap_or(0);
     let moved: BTreeMap<u64, u64> = placed.into_iter().map(|(at, a)| (a.at, at)).collect();
     for b in &mut p.buffers {
         if let Place::Arena(at) = &mut b.place {
@@ -73,7 +78,7 @@ type Region = (String, u64, u64);
 fn region(p: &Program, buffer: usize) -> Option<Region> {
     let n = bytes(p, buffer).max(1);
     match &p.buffers[buffer].place {
-        Place::Arena(at) => Some(("arena".into(), *at, at + n)),
+        Place::Arena(at) => Some(("arena".into(), *at, at.saturating_add(n))),
         Place::State(i) => Some((format!("state {i}"), 0, u64::MAX)),
         Place::Output(name) => Some((format!("output {name}"), 0, u64::MAX)),
         Place::Input(_) | Place::Weight(..) | Place::Constant(_) => None,

@@ -58,6 +58,9 @@ fn empty(m: &Module, entry: &Function) -> Program {
     }
 }
 
+/// Most bytes of one buffer, at the largest admissible sizes.
+const MAX_BUFFER: u64 = 1 << 44;
+
 /// Storage of one plane.
 #[derive(Clone, Debug, PartialEq)]
 struct Root {
@@ -153,12 +156,15 @@ impl Walk<'_> {
     }
 
     /// Storage of its own for one plane, in the arena.
-    fn fresh(&mut self, name: &str, dtype: DType, shape: &[Dim]) -> Root {
+    fn fresh(&mut self, name: &str, dtype: DType, shape: &[Dim]) -> Lowered<Root> {
         let count = shape.iter().fold(Dim::from(1), |a, d| a * d.clone());
-        let bytes = self.p.syms.range(&count).1.max(0) as u64 * dtype.size() as u64;
+        let bytes = (self.p.syms.range(&count).1.max(0) as u64).saturating_mul(dtype.size() as u64);
+        if bytes > MAX_BUFFER {
+            return Err(format!("a buffer of {bytes} bytes; narrow the bounds of the sizes"));
+        }
         let at = self.next;
         self.next = (at + bytes.max(1)).next_multiple_of(64);
-        Root { name: name.into(), place: Place::Arena(at) }
+        Ok(Root { name: name.into(), place: Place::Arena(at) })
     }
 
     fn roots(&mut self, bound: &Bound) -> Vec<Root> {
@@ -197,7 +203,7 @@ impl Walk<'_> {
                     .map(|(suffix, dtype, shape)| {
                         self.fresh(&format!("b{}{suffix}", self.p.launches.len()), dtype, &shape)
                     })
-                    .collect(),
+                    .collect::<Lowered<Vec<Root>>>()?,
             });
         }
         let mut args = vec![];
