@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use egg::Id;
 use marquetry_ir::Syms;
-use marquetry_ir::graph::{Attr, Builder, Class, Function, Inst, Loc, Module, Op, Ty, TypeError, Value};
+use marquetry_ir::graph::{Attr, Builder, Class, Function, Inst, Loc, Module, Op, TypeError, Value};
 
-use super::cost::{self, Target};
+use super::cost::Target;
+use super::extract::node_cost;
 use super::facts::{Graph, Types, split};
 use super::term::Term;
 
@@ -82,13 +83,7 @@ impl Region {
     /// Cost of the function as it came.
     pub fn cost(&self, target: Target) -> u64 {
         let g = &self.graph;
-        let nodes = g.classes().flat_map(|c| c.nodes.first().map(|n| (c.id, n)));
-        let cost = nodes.filter_map(|(id, n)| {
-            let Term::Op(op, children) = n else { return None };
-            let tys: Option<Vec<&Ty>> = split(*op, children).0.iter().map(|c| g[*c].data.ty.as_ref()).collect();
-            let data = &g[id].data;
-            Some(cost::node(target, &g.analysis.syms, *op, &tys?, data.ty.as_ref()?, data.weight_only))
-        });
+        let cost = g.classes().filter_map(|c| node_cost(g, target, c.id, c.nodes.first()?));
         cost.fold(0, u64::saturating_add)
     }
 

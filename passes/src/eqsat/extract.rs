@@ -54,7 +54,13 @@ struct Problem<'g> {
     candidates: Vec<Vec<Candidate<'g>>>,
 }
 
-fn node_cost(g: &Graph, target: Target, id: Id, node: &Term) -> Option<u64> {
+/// Are two nodes the same operator over the same classes?
+pub fn same(g: &Graph, a: &Term, b: &Term) -> bool {
+    a.matches(b) && a.children().iter().zip(b.children()).all(|(x, y)| g.find(*x) == g.find(*y))
+}
+
+/// Cost of a node of a class; none for one that breaks a type rule.
+pub fn node_cost(g: &Graph, target: Target, id: Id, node: &Term) -> Option<u64> {
     let data = &g[id].data;
     match node {
         Term::Attr(_) | Term::Leaf(_) => Some(0),
@@ -95,9 +101,6 @@ impl<'g> Problem<'g> {
 
     /// The best node of each class; `forced` classes may take one node only.
     fn solve(&self, g: &Graph, forced: &BTreeMap<Id, Term>) -> Vec<Option<Best>> {
-        let same = |a: &Term, b: &Term| {
-            a.matches(b) && a.children().iter().zip(b.children()).all(|(x, y)| g.find(*x) == g.find(*y))
-        };
         let words = self.ids.len().div_ceil(64);
         let mut best: Vec<Option<Best>> = vec![None; self.ids.len()];
         let mut own = vec![0u64; self.ids.len()];
@@ -106,7 +109,7 @@ impl<'g> Problem<'g> {
             for (i, id) in self.ids.iter().enumerate() {
                 let only = forced.get(id);
                 for (n, c) in self.candidates[i].iter().enumerate() {
-                    if only.is_some_and(|o| !same(o, c.node)) {
+                    if only.is_some_and(|o| !same(g, o, c.node)) {
                         continue;
                     }
                     let Some(needs) = union(&best, &c.children, words).filter(|needs| !has(needs, i)) else { continue };

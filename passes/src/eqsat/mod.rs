@@ -224,16 +224,10 @@ fn merged(g: &mut Graph, x: Id, op: Op, siblings: &[(Id, Id)]) -> Option<Vec<(Id
 fn summarise(g: &Graph, firings: &[Firing], chosen: &BTreeMap<Id, Term>) -> Vec<(String, usize, usize)> {
     let mut counts: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
     for f in firings {
-        let canonical = f.node.clone();
-        let taken = chosen.get(&g.find(f.class)).is_some_and(|n| same(g, n, &canonical));
+        let taken = chosen.get(&g.find(f.class)).is_some_and(|n| extract::same(g, n, &f.node));
         let e = counts.entry(f.rule).or_default();
         e.0 += 1;
         e.1 += usize::from(taken);
     }
     counts.into_iter().map(|(r, (a, b))| (RULES[r].name.to_string(), a, b)).collect()
-}
-
-fn same(g: &Graph, a: &Term, b: &Term) -> bool {
-    use egg::Language;
-    a.matches(b) && a.children().iter().zip(b.children()).all(|(x, y)| g.find(*x) == g.find(*y))
 }
