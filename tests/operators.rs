@@ -81,6 +81,11 @@ fn every_expansion_is_covered() {
         "rope_table",
         "rope_apply",
         "attend",
+        "attend_sloped",
+        "layer_norm",
+        "top_k",
+        "pick",
+        "expert_linear",
     ];
     let expanded: Vec<&str> = Op::ALL.iter().filter(|o| o.info().expand.is_some()).map(|o| o.name()).collect();
     for name in &expanded {
@@ -151,6 +156,53 @@ fn row_operators_follow_their_formulas() {
     close(&eval(Op::Softmax, &[(&[3, 40], &x)], vec![]), &soft, 1e-6, "softmax");
     let huge = [f32::MAX, f32::MAX, -f32::MAX];
     assert_eq!(eval(Op::Softmax, &[(&[1, 3], &huge)], vec![]), [0.5, 0.5, 0.0]);
+}
+
+#[test]
+fn layer_norm_has_no_mean_and_unit_variance() {
+    let x = numbers(3 * 40, 11);
+    let mut want = vec![];
+    for row in x.chunks(40) {
+        let mean = row.iter().map(|v| f64::from(*v)).sum::<f64>() / 40.0;
+        let var = row.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / 40.0;
+        want.extend(row.iter().map(|v| (f64::from(*v) - mean) / (var + 0.25).sqrt()));
+    }
+    close(&eval(Op::LayerNorm, &[(&[3, 40], &x)], vec![Attr::float(0.25)]), &want, 1e-5, "layer_norm");
+}
+
+#[test]
+fn experts_are_chosen_by_rank_and_applied_by_index() {
+    let (n, experts, k, width, rows) = (4, 5, 3, 6, 2);
+    let mut p = numbers(n * experts, 12);
+    p[1] = p[3];
+    let (x, w) = (numbers(n * k * width, 13), numbers(experts * rows * width, 14));
+    let syms = Syms::default();
+    let mut b = Builder::new(&syms, Function::new("f", Kind::Graph));
+    let mut arg = |shape: &[usize]| b.arg("x", Ty::tensor(DType::F32, shape.iter().map(|&d| d.into()).collect()));
+    let (pv, xv, wv) = (arg(&[n, experts]), arg(&[n, k, width]), arg(&[experts * rows, width]));
+    let ids = b.emit(Op::TopK, &[pv], vec![Attr::Int(k as i64)]).unwrap();
+    let picked = b.emit(Op::Pick, &[pv, ids], vec![]).unwrap();
+    let y = b.emit(Op::ExpertLinear, &[xv, wv, ids], vec![Attr::Int(experts as i64)]).unwrap();
+    b.func.results = [ids, picked, y].map(|v| ("y".to_string(), v)).to_vec();
+    let shapes: [(&[usize], &[f32]); 3] = [(&[n, experts], &p), (&[n, k, width], &x), (&[experts * rows, width], &w)];
+    let args = shapes.map(|(shape, v)| Val::Tensor(Tensor::f32(shape, v.to_vec()))).to_vec();
+    let results = run(&b.func, &syms, &[], args);
+    let [Val::Tensor(ids), Val::Tensor(picked), Val::Tensor(y)] = &results[..] else { panic!() };
+    let mut want = (vec![], vec![], vec![]);
+    for (t, row) in p.chunks(experts).enumerate() {
+        let mut order: Vec<usize> = (0..experts).collect();
+        order.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));
+        for (j, e) in order.into_iter().take(k).enumerate() {
+            want.0.push(e as i64);
+            want.1.push(row[e]);
+            let x = &x[(t * k + j) * width..][..width];
+            let dot = |r: &[f32]| r.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            want.2.extend(w.chunks(width).skip(e * rows).take(rows).map(dot));
+        }
+    }
+    assert_eq!(ids.ints().unwrap().to_vec(), want.0);
+    assert_eq!(picked.to_f32().unwrap().to_vec(), want.1);
+    close(&y.to_f32().unwrap(), &want.2, 1e-5, "expert_linear");
 }
 
 #[test]
@@ -230,6 +282,7 @@ proptest! {
         window in 0i64..9,
         capped: bool,
         seed: u64,
+        sloped: bool,
         shuffle in Just((0..12).collect::<Vec<i32>>()).prop_shuffle(),
         lengths in proptest::collection::vec(1usize..12, 2),
     ) {
@@ -262,8 +315,13 @@ proptest! {
         let operands = [&[q, state][..], &ints].concat();
         let cap = if capped { 2.0 } else { 0.0 };
         let attrs = vec![Attr::float(0.7), Attr::Int(window), Attr::float(cap), Attr::Int(page as i64)];
-        let direct = b.emit(Op::Attend, &operands, attrs.clone()).unwrap();
-        let expanded = Op::Attend.info().expand.unwrap()(&mut b, &operands, &attrs).unwrap();
+        let (op, slopes) = match sloped {
+            true => (Op::AttendSloped, vec![Attr::floats(&numbers(heads, seed ^ 3))]),
+            false => (Op::Attend, vec![]),
+        };
+        let attrs = [attrs, slopes].concat();
+        let direct = b.emit(op, &operands, attrs.clone()).unwrap();
+        let expanded = op.info().expand.unwrap()(&mut b, &operands, &attrs).unwrap();
         b.func.results = vec![("a".into(), direct), ("b".into(), expanded)];
         let args = vec![
             Val::Tensor(Tensor::f32(&[n, heads, dim], numbers(n * heads * dim, seed))),

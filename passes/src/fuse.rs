@@ -36,7 +36,7 @@ pub fn run(m: &Module) -> Result<Module, TypeError> {
 
 /// Operators that have a lowering although they could be expanded.
 fn lowered_whole(op: Op) -> bool {
-    op == Op::Attend
+    matches!(op, Op::Attend | Op::AttendSloped)
 }
 
 fn expand(syms: &Syms, f: &Function) -> Result<Function, TypeError> {
@@ -274,7 +274,9 @@ impl<'a> Grouping<'a> {
                     let private = self.users[p].iter().all(|u| set.contains(u)) && !self.wanted[p];
                     let joins = !set.contains(&p)
                         && self.open(p)
-                        && (self.op(p).class() == Class::Elementwise || self.op(p) == Op::Dequant);
+                        && (self.op(p).class() == Class::Elementwise
+                            || self.op(p) == Op::Dequant
+                            || (private && self.op(p).class() == Class::Gather));
                     let mut with = set.clone();
                     with.insert(p);
                     if joins && (private || local(p)) && !set.iter().any(|m| self.reached(&with, *m)) {

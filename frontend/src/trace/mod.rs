@@ -85,10 +85,18 @@ impl Tracer {
         self.syms.borrow_mut().declare(name, *bounds.start(), *bounds.end(), 1).into()
     }
 
-    /// An input of the function.
+    /// An input of the function. A name stands for one input: declared again, the type must be the same.
     #[track_caller]
     pub fn input(&self, name: &str, shape: Vec<Dim>, dtype: DType) -> Tensor<'_> {
         let at = Location::caller();
+        let declared = self.func.borrow().args.iter().find(|(n, _)| n.as_str() == name).map(|(_, v)| *v);
+        if let Some(v) = declared {
+            if *self.func.borrow().ty(v) != Ty::tensor(dtype, shape) {
+                let message = format!("input `{name}` was declared with another type");
+                self.problem(Diagnostic::new("E0223", "input", message, at, vec![]));
+            }
+            return Tensor::new(self, Some(v));
+        }
         let value = self.with(at, |b| b.arg(name, Ty::tensor(dtype, shape)));
         Tensor::new(self, Some(value))
     }

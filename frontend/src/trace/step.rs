@@ -41,6 +41,14 @@ pub struct Step<'t> {
 }
 
 impl<'t> Step<'t> {
+    /// Length i32 `[n]` that each token's sequence has after this step, or is known to get. An input of the models that ask for
+    /// it: those that see ahead, or whose rotation depends on the length.
+    #[track_caller]
+    pub fn span(&self) -> Tensor<'t> {
+        let n = self.tokens.shape();
+        self.tokens.tracer().input("span", n, DType::I32)
+    }
+
     /// Declares the inputs of a step.
     pub fn declare(cx: &'t Tracer, limits: Limits) -> Step<'t> {
         let bound = |v: usize| i64::try_from(v.max(1)).unwrap_or(i64::MAX);
@@ -75,6 +83,17 @@ pub struct KvCache<'t> {
 pub struct Cached<'t> {
     pub(super) step: Step<'t>,
     pub(super) state: Option<Value>,
+    /// The last position that each token sees.
+    pub(super) last: Tensor<'t>,
+}
+
+impl<'t> Cached<'t> {
+    /// Every token sees the whole of its sequence, which must be in one step.
+    #[track_caller]
+    pub fn bidirectional(mut self) -> Cached<'t> {
+        self.last = (self.step.span().to_f32() - 1.0).to_i32();
+        self
+    }
 }
 
 impl<'t> KvCache<'t> {
@@ -102,9 +121,9 @@ impl<'t> KvCache<'t> {
         let Some(state) = layers.get_mut(layer) else {
             let message = format!("layer {layer} of a cache with {count} layers");
             cx.problem(Diagnostic::new("E0221", "kv_append", message, at, vec![]));
-            return Cached { step: self.step.clone(), state: None };
+            return Cached { step: self.step.clone(), state: None, last: self.step.pos };
         };
         *state = cx.emit(at, Op::KvAppend, &[*state, k.value(), v.value(), self.step.slot.value()], vec![]);
-        Cached { step: self.step.clone(), state: *state }
+        Cached { step: self.step.clone(), state: *state, last: self.step.pos }
     }
 }

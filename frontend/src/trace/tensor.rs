@@ -146,26 +146,56 @@ impl<'t> Tensor<'t> {
         self.op(Op::RmsNorm, &[gain], vec![Attr::float(eps)])
     }
 
-    /// Rotary embedding of `[n, heads, dim]` at positions `pos`: pairs `(i, i + r/2)` of the first `r = 2 · len(inv_freq)`
-    /// features turn by `pos · inv_freq[i]`; cosines and sines are multiplied by `scale`.
+    /// `(x - mean(x)) / sqrt(var(x) + eps)` along the last axis.
     #[track_caller]
-    pub fn rope(self, pos: Tensor<'t>, inv_freq: &[f32], scale: f32) -> Tensor<'t> {
-        let attrs = vec![Attr::floats(inv_freq), Attr::float(scale), Attr::Bool(false)];
+    pub fn layer_norm(self, eps: f32) -> Tensor<'t> {
+        self.op(Op::LayerNorm, &[], vec![Attr::float(eps)])
+    }
+
+    /// Rotary embedding of `[n, heads, dim]` at positions `pos`: pairs of the first `r = 2 · len(inv_freq)` features turn by
+    /// `pos · inv_freq[i]`; cosines and sines are multiplied by `scale`. Pair `i` is `(i, i + r/2)`, or `(2i, 2i + 1)` when
+    /// interleaved.
+    #[track_caller]
+    pub fn rope(self, pos: Tensor<'t>, inv_freq: &[f32], scale: f32, interleaved: bool) -> Tensor<'t> {
+        let attrs = vec![Attr::floats(inv_freq), Attr::float(scale), Attr::Bool(interleaved)];
         self.op(Op::Rope, &[pos], attrs)
+    }
+
+    /// As [`Tensor::rope`], with cosines and sines `[n, r]` side by side in `table`.
+    #[track_caller]
+    pub fn rope_apply(self, table: Tensor<'t>, interleaved: bool) -> Tensor<'t> {
+        self.op(Op::RopeApply, &[table], vec![Attr::Bool(interleaved)])
     }
 
     /// Attention of queries `[n, heads, dim]` over a layer's cache.
     #[track_caller]
     pub fn attend(self, cached: &Cached<'t>, how: Attend) -> Tensor<'t> {
+        self.attention(cached, how, &[])
+    }
+
+    /// As [`Tensor::attend`], with `slopes[h] · (j - pos)` added to the score of position `j` for query head `h`
+    /// (ALiBi, Press et al., arXiv 2108.12409).
+    #[track_caller]
+    pub fn attend_sloped(self, cached: &Cached<'t>, how: Attend, slopes: &[f32]) -> Tensor<'t> {
+        self.attention(cached, how, slopes)
+    }
+
+    #[track_caller]
+    fn attention(self, cached: &Cached<'t>, how: Attend, slopes: &[f32]) -> Tensor<'t> {
         let s = &cached.step;
-        let operands = [self.value, cached.state, s.pos.value, s.seq.value, s.pages.value];
-        let attrs = vec![
+        let operands = [self.value, cached.state, cached.last.value, s.seq.value, s.pages.value];
+        let mut attrs = vec![
             Attr::float(how.scale),
             Attr::Int(how.window as i64),
             Attr::float(how.softcap),
             Attr::Int(s.page as i64),
         ];
-        Tensor::new(self.cx, self.cx.emit(Location::caller(), Op::Attend, &operands, attrs))
+        let mut op = Op::Attend;
+        if !slopes.is_empty() {
+            attrs.push(Attr::floats(slopes));
+            op = Op::AttendSloped;
+        }
+        Tensor::new(self.cx, self.cx.emit(Location::caller(), op, &operands, attrs))
     }
 
     /// Exponentials along the last axis over their sum.
@@ -190,6 +220,104 @@ impl<'t> Tensor<'t> {
     #[track_caller]
     pub fn gelu(self) -> Tensor<'t> {
         self.op(Op::Gelu, &[], vec![Attr::Bool(false)])
+    }
+
+    /// `1 / (1 + e^-x)`
+    #[track_caller]
+    pub fn sigmoid(self) -> Tensor<'t> {
+        let one = self.scalar(1.0);
+        one / ((-self).exp() + one)
+    }
+
+    /// `max(x, 0)`
+    #[track_caller]
+    pub fn relu(self) -> Tensor<'t> {
+        self.max(0.0)
+    }
+
+    /// The larger of each element and a number.
+    #[track_caller]
+    pub fn max(self, floor: f32) -> Tensor<'t> {
+        let floor = self.scalar(floor);
+        self.op(Op::Max, &[floor], vec![])
+    }
+
+    /// Natural logarithm.
+    #[track_caller]
+    pub fn ln(self) -> Tensor<'t> {
+        self.op(Op::Log, &[], vec![])
+    }
+
+    /// `1 / sqrt(x)`
+    #[track_caller]
+    pub fn rsqrt(self) -> Tensor<'t> {
+        self.op(Op::Rsqrt, &[], vec![])
+    }
+
+    /// Cosine of radians.
+    #[track_caller]
+    pub fn cos(self) -> Tensor<'t> {
+        self.op(Op::Cos, &[], vec![])
+    }
+
+    /// Sine of radians.
+    #[track_caller]
+    pub fn sin(self) -> Tensor<'t> {
+        self.op(Op::Sin, &[], vec![])
+    }
+
+    /// Sum along the last axis, which stays with extent 1.
+    #[track_caller]
+    pub fn sum(self) -> Tensor<'t> {
+        self.op(Op::ReduceSum, &[], vec![])
+    }
+
+    /// Integers as f32.
+    #[track_caller]
+    pub fn to_f32(self) -> Tensor<'t> {
+        self.op(Op::Cast, &[], vec![Attr::DType(DType::F32)])
+    }
+
+    /// Floats as i32, towards zero.
+    #[track_caller]
+    pub fn to_i32(self) -> Tensor<'t> {
+        self.op(Op::Cast, &[], vec![Attr::DType(DType::I32)])
+    }
+
+    /// 1 where an element is larger than a number, 0 elsewhere.
+    #[track_caller]
+    pub fn above(self, threshold: f32) -> Tensor<'t> {
+        let (threshold, yes, no) = (self.scalar(threshold), self.scalar(1.0), self.scalar(0.0));
+        threshold.op(Op::Lt, &[self], vec![]).op(Op::Select, &[yes, no], vec![])
+    }
+
+    /// A vector of constants.
+    #[track_caller]
+    pub fn table(self, values: &[f32]) -> Tensor<'t> {
+        Tensor::new(self.cx, self.cx.emit(Location::caller(), Op::Table, &[], vec![Attr::floats(values)]))
+    }
+
+    /// Indices i32 `[.., k]` of the largest elements along the last axis, largest first.
+    #[track_caller]
+    pub fn top_k(self, k: usize) -> Tensor<'t> {
+        self.op(Op::TopK, &[], vec![Attr::Int(k as i64)])
+    }
+
+    /// The elements of the last axis at `ids`, i32 `[.., k]`.
+    #[track_caller]
+    pub fn pick(self, ids: Tensor<'t>) -> Tensor<'t> {
+        self.op(Op::Pick, &[ids], vec![])
+    }
+
+    /// `[n, 1, i]` or `[n, k, i]` times one of several weights `[o, i]` per row, as `ids` `[n, k]` choose: `[n, k, o]`.
+    #[track_caller]
+    pub fn expert_linear(self, weights: &[&Param], ids: Tensor<'t>) -> Tensor<'t> {
+        let parts: Vec<Tensor<'t>> = weights.iter().map(|w| self.cx.param(w)).collect();
+        let all = match parts.split_first() {
+            Some((first, rest)) => first.op(Op::ConcatRows, rest, vec![Attr::Int(0)]),
+            None => Tensor::new(self.cx, None),
+        };
+        self.op(Op::ExpertLinear, &[all, ids], vec![Attr::Int(weights.len() as i64)])
     }
 
     /// `tanh(x / cap) · cap`

@@ -96,6 +96,99 @@ pub fn rms_norm(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
     b.bin(Op::Mul, n, w)
 }
 
+/// `d * rsqrt(sum(d²)/k + eps)`, where `d = x - sum(x)/k`
+pub fn layer_norm(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
+    let k = last(b, x[0])?;
+    let sum = b.un(Op::ReduceSum, x[0])?;
+    let mean = b.with(Op::Mul, sum, 1.0 / k)?;
+    let d = b.bin(Op::Sub, x[0], mean)?;
+    let sq = b.bin(Op::Mul, d, d)?;
+    let sum = b.un(Op::ReduceSum, sq)?;
+    let var = b.with(Op::Mul, sum, 1.0 / k)?;
+    let eps = b.with(Op::Add, var, a[0].as_f32())?;
+    let r = b.un(Op::Rsqrt, eps)?;
+    b.bin(Op::Mul, d, r)
+}
+
+fn iota(b: &mut Builder<'_>, axis: usize, shape: Vec<Dim>, dtype: DType) -> Built {
+    b.emit(Op::Iota, &[], vec![Attr::Int(axis as i64), Attr::Shape(shape), Attr::DType(dtype)])
+}
+
+/// `a == b`, of one type.
+fn equal(b: &mut Builder<'_>, x: Value, y: Value) -> Built {
+    let (le, ge) = (b.bin(Op::Le, x, y)?, b.bin(Op::Le, y, x)?);
+    b.bin(Op::And, le, ge)
+}
+
+/// The rank of each element is the number of those before it; the answer is the index whose rank is `j`.
+pub fn top_k(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
+    let (k, n) = (a[0].as_int(), Dim::from(last(b, x[0])? as i64));
+    let lead = b.shape(x[0])[..b.shape(x[0]).len() - 1].to_vec();
+    let ones = vec![Dim::from(1); lead.len()];
+    let with = |tail: [Dim; 2], lead: &[Dim]| [lead, &tail].concat();
+    let one = Dim::from(1);
+    let (this, other) = (
+        b.reshape(x[0], with([n.clone(), one.clone()], &lead))?,
+        b.reshape(x[0], with([one.clone(), n.clone()], &lead))?,
+    );
+    let axis = lead.len();
+    let i = iota(b, axis, with([n.clone(), one.clone()], &ones), DType::I32)?;
+    let j = iota(b, axis + 1, with([one.clone(), n.clone()], &ones), DType::I32)?;
+    let larger = b.bin(Op::Lt, this, other)?;
+    let (same, earlier) = (equal(b, this, other)?, b.bin(Op::Lt, j, i)?);
+    let (yes, no) = (b.scalar(1.0)?, b.scalar(0.0)?);
+    let earlier = b.bin(Op::And, same, earlier)?;
+    let tie = b.emit(Op::Select, &[earlier, yes, no], vec![])?;
+    let before = b.emit(Op::Select, &[larger, yes, tie], vec![])?;
+    let rank = b.un(Op::ReduceSum, before)?;
+    let rank = b.reshape(rank, with([one.clone(), n.clone()], &lead))?;
+    let place = iota(b, axis, with([k.into(), one], &ones), DType::F32)?;
+    let here = equal(b, rank, place)?;
+    let index = iota(b, axis + 1, with([1.into(), n], &ones), DType::F32)?;
+    let found = b.emit(Op::Select, &[here, index, no], vec![])?;
+    let found = b.un(Op::ReduceSum, found)?;
+    let found = b.reshape(found, [lead, vec![k.into()]].concat())?;
+    b.emit(Op::Cast, &[found], vec![Attr::DType(DType::I32)])
+}
+
+/// The sum over the axis of the elements whose index is wanted.
+pub fn pick(b: &mut Builder<'_>, x: &[Value], _: &[Attr]) -> Built {
+    let n = Dim::from(last(b, x[0])? as i64);
+    let shape = b.shape(x[1]);
+    let Some((k, lead)) = shape.split_last() else {
+        return Err(TypeError { code: "E0204", message: "ids must have at least one axis".into() });
+    };
+    let one = Dim::from(1);
+    let values = b.reshape(x[0], [lead, &[one.clone(), n.clone()]].concat())?;
+    let ids = b.reshape(x[1], [lead, &[k.clone(), one.clone()]].concat())?;
+    let index = iota(b, lead.len() + 1, [&vec![one.clone(); lead.len() + 1][..], &[n]].concat(), DType::I32)?;
+    let here = equal(b, ids, index)?;
+    let zero = b.scalar(0.0)?;
+    let found = b.emit(Op::Select, &[here, values, zero], vec![])?;
+    let found = b.un(Op::ReduceSum, found)?;
+    b.reshape(found, shape)
+}
+
+/// Rows of the chosen matrices times `x`.
+pub fn expert_linear(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
+    let (w, ids) = (b.shape(x[1]), b.shape(x[2]));
+    let rows = w[0].div_exact(a[0].as_int()).unwrap_or_default();
+    let count = rows.as_const().unwrap_or(0);
+    let one = Dim::from(1);
+    let wide = vec![ids[0].clone(), ids[1].clone(), one.clone()];
+    let first = b.reshape(x[2], wide)?;
+    let size = b.emit(Op::Const, &[], vec![Attr::float(count as f32), Attr::Shape(vec![]), Attr::DType(DType::I32)])?;
+    let first = b.bin(Op::Mul, first, size)?;
+    let within = iota(b, 2, vec![one.clone(), one.clone(), rows.clone()], DType::I32)?;
+    let row = b.bin(Op::Add, first, within)?;
+    let w = b.bin(Op::Gather, x[1], row)?;
+    let shape = b.shape(x[0]);
+    let v = b.reshape(x[0], vec![shape[0].clone(), shape[1].clone(), one, shape[2].clone()])?;
+    let products = b.bin(Op::Mul, v, w)?;
+    let sum = b.un(Op::ReduceSum, products)?;
+    b.reshape(sum, vec![ids[0].clone(), ids[1].clone(), rows])
+}
+
 /// `e^(x - max) / sum(e^(x - max))`
 pub fn softmax(b: &mut Builder<'_>, x: &[Value], _: &[Attr]) -> Built {
     let m = b.un(Op::ReduceMax, x[0])?;
@@ -209,6 +302,7 @@ pub fn attend(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
         scores = b.emit(Op::Softcap, &[scores], vec![Attr::float(cap)])?;
     }
     let one = Dim::from(1);
+    let group_shape = vec![one.clone(), one.clone(), kv.heads.into(), group.into(), one.clone()];
     let j_shape = vec![one.clone(), ctx, one.clone(), one.clone(), one.clone()];
     let j = b.emit(Op::Iota, &[], vec![Attr::Int(1), Attr::Shape(j_shape), Attr::DType(DType::I32)])?;
     let p = b.reshape(*pos, vec![n, one.clone(), one.clone(), one.clone(), one])?;
@@ -218,6 +312,14 @@ pub fn attend(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
         let lo = b.bin(Op::Sub, p, w)?;
         let inside = b.bin(Op::Lt, lo, j)?;
         seen = b.bin(Op::And, seen, inside)?;
+    }
+    if let Some(slopes) = a.get(4) {
+        let slopes = b.emit(Op::Table, &[], vec![slopes.clone()])?;
+        let slopes = b.reshape(slopes, group_shape)?;
+        let behind = b.bin(Op::Sub, j, p)?;
+        let behind = b.emit(Op::Cast, &[behind], vec![Attr::DType(DType::F32)])?;
+        let bias = b.bin(Op::Mul, slopes, behind)?;
+        scores = b.bin(Op::Add, scores, bias)?;
     }
     let masked = b.scalar(f32::NEG_INFINITY)?;
     let scores = b.emit(Op::Select, &[seen, scores, masked], vec![])?;

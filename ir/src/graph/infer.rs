@@ -430,6 +430,71 @@ pub fn rms_norm(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
     Ok(t[0].clone())
 }
 
+pub fn layer_norm(_: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
+    let x = tensor(t[0], "operand")?;
+    float(x, "operand")?;
+    match x.shape.last() {
+        Some(_) => Ok(t[0].clone()),
+        None => err("E0204", "operand must have at least one axis".into()),
+    }
+}
+
+/// A tensor with a last axis of constant extent.
+fn choices<'a>(s: &Syms, x: &'a TensorTy) -> Result<(i64, &'a [Dim]), TypeError> {
+    float(x, "operand")?;
+    match x.shape.split_last() {
+        Some((d, lead)) => match d.as_const() {
+            Some(d) => Ok((d, lead)),
+            None => err("E0216", format!("the last axis of {} must have a constant extent", show(s, &x.shape))),
+        },
+        None => err("E0204", "operand must have at least one axis".into()),
+    }
+}
+
+pub fn top_k(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
+    let (n, lead) = choices(s, tensor(t[0], "operand")?)?;
+    let k = a[0].as_int();
+    if !(1..=n).contains(&k) {
+        return err("E0219", format!("{k} of {n} elements"));
+    }
+    Ok(Ty::tensor(DType::I32, [lead, &[k.into()]].concat()))
+}
+
+pub fn pick(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
+    let (x, ids) = (tensor(t[0], "operand")?, tensor(t[1], "ids")?);
+    let (_, lead) = choices(s, x)?;
+    int(ids, "ids")?;
+    rank(ids, s, x.shape.len(), "ids")?;
+    for (a, b) in lead.iter().zip(&ids.shape) {
+        same_dim(s, a, b, "leading axes of operand and ids")?;
+    }
+    Ok(Ty::tensor(DType::F32, ids.shape.clone()))
+}
+
+pub fn expert_linear(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
+    let (x, w, ids) = (tensor(t[0], "left side")?, tensor(t[1], "weights")?, tensor(t[2], "ids")?);
+    float(x, "left side")?;
+    int(ids, "ids")?;
+    rank(x, s, 3, "left side")?;
+    rank(w, s, 2, "weights")?;
+    rank(ids, s, 2, "ids")?;
+    same_dim(s, &x.shape[0], &ids.shape[0], "tokens")?;
+    if x.shape[1] != 1.into() {
+        same_dim(s, &x.shape[1], &ids.shape[1], "choices")?;
+    }
+    same_dim(s, &x.shape[2], &w.shape[1], "inner extents")?;
+    let rows = w.shape[0].div_exact(a[0].as_int().max(1)).filter(|_| a[0].as_int() > 0);
+    let Some(rows) = rows else {
+        return err("E0210", format!("{} rows do not divide among {} experts", s.show(&w.shape[0]), a[0].as_int()));
+    };
+    match w.elem {
+        Elem::Scalar(DType::F32) | Elem::Packed(_) | Elem::Rows8(_) => {
+            Ok(Ty::tensor(DType::F32, vec![ids.shape[0].clone(), ids.shape[1].clone(), rows]))
+        }
+        other => err("E0202", format!("weights must be f32 or packed, are {other}; insert `dequant`")),
+    }
+}
+
 pub fn rope(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
     let table = rope_table(s, &t[1..], a)?;
     rope_apply(s, &[t[0], &table], &a[2..])
@@ -475,4 +540,11 @@ pub fn attend(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
         return err("E0213", format!("page of {} slots", a[3].as_int()));
     }
     Ok(t[0].clone())
+}
+
+pub fn attend_sloped(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
+    let ty = attend(s, t, a)?;
+    let (heads, slopes) = (&tensor(&ty, "queries")?.shape[1], a[4].as_floats().len());
+    same_dim(s, heads, &slopes.into(), "query heads and slopes")?;
+    Ok(ty)
 }

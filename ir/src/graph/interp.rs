@@ -87,7 +87,8 @@ impl Tensor {
         }
     }
 
-    fn ints(&self) -> Result<&[i64], InterpError> {
+    /// Elements of an integer tensor.
+    pub fn ints(&self) -> Result<&[i64], InterpError> {
         match &self.data {
             Data::Int(_, v) => Ok(v),
             _ => bad("integers expected"),
@@ -524,6 +525,7 @@ pub(super) fn attend(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
     let (n, hq) = (shape[0], shape[1]);
     let (scale, window) = (i.attrs[0].as_f32(), i.attrs[1].as_int());
     let (cap, page) = (i.attrs[2].as_f32(), i.attrs[3].as_int());
+    let slopes = i.attrs.get(4).map_or(vec![], Attr::as_floats);
     let q = tensor(x[0])?.to_f32()?;
     let (pos, seq, pages) = (tensor(x[2])?, tensor(x[3])?, tensor(x[4])?);
     let per_seq = pages.shape[1];
@@ -544,12 +546,14 @@ pub(super) fn attend(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
         for h in 0..hq {
             let qh = &q[(t * hq + h) * dim..][..*dim];
             let row = |m: &[f32], slot: usize| m[(slot * heads + h / group) * dim..][..*dim].to_vec();
-            let score = |slot: &usize| {
+            let slope = slopes.get(h).copied().unwrap_or(0.0);
+            let score = |(j, slot): (i64, &usize)| {
                 let dot: f32 = qh.iter().zip(row(k, *slot)).map(|(a, b)| a * b).sum();
                 let s = dot * scale;
-                if cap > 0.0 { (s / cap).tanh() * cap } else { s }
+                let s = if cap > 0.0 { (s / cap).tanh() * cap } else { s };
+                s + slope * (j - p) as f32
             };
-            let scores: Vec<f32> = at.iter().map(score).collect();
+            let scores: Vec<f32> = (first..).zip(&at).map(score).collect();
             let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let e: Vec<f32> = scores.iter().map(|s| (s - max).exp()).collect();
             let sum: f32 = e.iter().sum();

@@ -182,6 +182,8 @@ ops! {
     Softcap = "softcap" (x) {cap: Float} Elementwise, infer::unary_float, interp::by_expansion, expand::softcap;
     /// `x / sqrt(mean(x²) + eps) * w` along the last axis.
     RmsNorm = "rms_norm" (x, w) {eps: Float} Reduce, infer::rms_norm, interp::by_expansion, expand::rms_norm;
+    /// `(x - mean(x)) / sqrt(var(x) + eps)` along the last axis, with the variance over its length (Ba et al., arXiv 1607.06450).
+    LayerNorm = "layer_norm" (x) {eps: Float} Reduce, infer::layer_norm, interp::by_expansion, expand::layer_norm;
     /// Exponentials along the last axis, divided by their sum.
     Softmax = "softmax" (x) {} Reduce, infer::unary_float, interp::by_expansion, expand::softmax;
     /// Rotates pairs of the first `2 * len(inv_freq)` features of each head by `pos * inv_freq`.
@@ -197,6 +199,21 @@ ops! {
     /// if `window > 0`, of sequence `seq[t]`, whose pages of `page` slots are `pages[seq[t]]`. `softcap > 0` caps the scores.
     Attend = "attend" (q, state, pos, seq, pages) {scale: Float, window: Int, softcap: Float, page: Int}
         State, infer::attend, interp::attend, expand::attend;
+
+    /// `attend` with `slope[h] * (j - pos)` added to the scaled score of position `j` for query head `h` (Press et al., arXiv
+    /// 2108.12409).
+    AttendSloped = "attend_sloped" (q, state, pos, seq, pages)
+        {scale: Float, window: Int, softcap: Float, page: Int, slopes: Floats}
+        State, infer::attend_sloped, interp::attend, expand::attend;
+
+    /// Indices i32 `[.., k]` of the `k` largest elements along the last axis, largest first, the smaller index first among equals.
+    TopK = "top_k" (x) {k: Int} Elementwise, infer::top_k, interp::by_expansion, expand::top_k;
+    /// `y[.., j] = x[.., ids[.., j]]`
+    Pick = "pick" (x, ids) {} Elementwise, infer::pick, interp::by_expansion, expand::pick;
+    /// One matrix of several, chosen per row: `y[n, j, o] = Σ_k x[n, j, k] w[ids[n, j] · (rows / experts) + o, k]`; `x` may have one `j`
+    /// for all.
+    ExpertLinear = "expert_linear" (x, w, ids) {experts: Int}
+        Gather, infer::expert_linear, interp::by_expansion, expand::expert_linear;
 
     /// A function of the module.
     Call = "call" (xs) {callee: Str} Call, infer::declared, interp::leaf;

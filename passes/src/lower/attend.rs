@@ -22,6 +22,7 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: Buf) -> Lowered<()> {
     let kv_heads = cx.k.decl(keys).shape[1].as_const().ok_or("symbolic key heads")?;
     let (scale, window) = (inst.attrs[0].as_f32(), inst.attrs[1].as_int());
     let (cap, page) = (inst.attrs[2].as_f32(), inst.attrs[3].as_int());
+    let slopes = inst.attrs.get(4).and_then(|_| cx.tables.first()).map(|(buf, _)| *buf);
     let scores = cx.k.buffer("scores", DType::F32, vec![BLOCK.into()], Scope::Local);
     let slots = cx.k.buffer("slots", DType::I64, vec![BLOCK.into()], Scope::Local);
     let acc = cx.k.buffer("sum", DType::F32, vec![dim.into()], Scope::Local);
@@ -72,6 +73,10 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: Buf) -> Lowered<()> {
         let mut score = cx.k.load(dot, vec![Expr::idx(0)]) * Expr::float(scale);
         if cap > 0.0 {
             score = Expr::unary(UnOp::Tanh, score / Expr::float(cap)) * Expr::float(cap);
+        }
+        if let Some(slopes) = slopes {
+            let behind = (at.clone() - p.clone()).cast(DType::F32);
+            score = score + cx.k.load(slopes, vec![head.clone()]) * behind;
         }
         let score = at.le(p.clone()).select(score, Expr::float(f32::NEG_INFINITY));
         all.push(cx.store(scores, vec![j], score));

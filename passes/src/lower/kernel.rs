@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use marquetry_ir::graph::{Attr, Class, Function, Op, Ty, Value};
+use marquetry_ir::graph::{Attr, Class, Function, Inst, Op, Ty, Value};
 use marquetry_ir::loops::{Buf, Kernel, Scope};
 use marquetry_ir::{DType, Dim, Elem, Packed, Syms};
 
@@ -130,8 +130,7 @@ pub fn kernel(syms: &Syms, f: &Function) -> Lowered<Lowering> {
         }
         results.insert(*v, assemble(ty, &bufs)?);
     }
-    for inst in f.insts.iter().filter(|i| i.op == Op::Table) {
-        let Attr::Floats(bits) = &inst.attrs[0] else { continue };
+    for bits in f.insts.iter().filter_map(constants) {
         if !cx.tables.iter().any(|(_, b)| b == bits) {
             let buf = cx.k.buffer("table", DType::F32, vec![bits.len().into()], Scope::In);
             cx.tables.push((buf, bits.clone()));
@@ -140,6 +139,14 @@ pub fn kernel(syms: &Syms, f: &Function) -> Lowered<Lowering> {
     }
     body(&mut cx, &results)?;
     Ok(Lowering { kernel: cx.k, origins })
+}
+
+/// The vector of constants that an operation reads.
+fn constants(inst: &Inst) -> Option<&Vec<u32>> {
+    match (inst.op, inst.attrs.as_slice()) {
+        (Op::Table, [Attr::Floats(bits)]) | (Op::AttendSloped, [.., Attr::Floats(bits)]) => Some(bits),
+        _ => None,
+    }
 }
 
 fn body(cx: &mut Cx<'_>, results: &HashMap<Value, Planes>) -> Lowered<()> {
@@ -162,7 +169,7 @@ fn body(cx: &mut Cx<'_>, results: &HashMap<Value, Planes>) -> Lowered<()> {
     if let Some(inst) = find(&|o| o == Op::KvAppend) {
         return map::append(cx, &inst.operands);
     }
-    if let Some(inst) = find(&|o| o == Op::Attend) {
+    if let Some(inst) = find(&|o| matches!(o, Op::Attend | Op::AttendSloped)) {
         let (_, out) = single()?;
         return attend::attend(cx, inst, out);
     }

@@ -112,6 +112,6 @@ impl Rope {
     /// `[n, heads, dim]` at positions i32 `[n]`.
     #[track_caller]
     pub fn call<'t>(&self, x: Tensor<'t>, pos: Tensor<'t>) -> Tensor<'t> {
-        x.rope(pos, &self.inv_freq, self.scale)
+        x.rope(pos, &self.inv_freq, self.scale, false)
     }
 }
