@@ -7,6 +7,8 @@ pub mod loops;
 pub mod pack;
 pub mod program;
 pub mod quant;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod text;
 
 pub use dim::{Dim, Proof, Sym, SymDecl, Syms};

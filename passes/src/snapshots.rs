@@ -4,10 +4,11 @@
 use std::fs;
 
 use marquetry_ir::graph::{parse_module, print_module, verify};
+use marquetry_ir::testing::gap;
 
 use crate::Numerics;
 use crate::manager::{self, Ir, Options};
-use crate::testing::{data, gap, interpret, result_types, snapshot};
+use crate::testing::{both, data, result_types, snapshot};
 
 #[test]
 fn passes_give_what_is_written_down_and_keep_every_number() {
@@ -29,9 +30,9 @@ fn passes_give_what_is_written_down_and_keep_every_number() {
         assert!(parse_module(&printed).unwrap() == after, "{name} does not read back");
         assert_eq!(result_types(&before), result_types(&after), "{name}");
         for seed in 0..16 {
-            let (a, b) = (interpret(&before, seed), interpret(&after, seed));
-            assert!(gap(&a.0, &b.0) < 1e-5, "{name}, seed {seed}: {}", gap(&a.0, &b.0));
-            assert_eq!(a.1, b.1, "{name}, seed {seed}: states");
+            let [a, b] = both(&before, &after, seed);
+            assert!(gap(&a, &b) < 1e-5, "{name}, seed {seed}: {}", gap(&a, &b));
+            assert_eq!(a.states, b.states, "{name}, seed {seed}: states");
         }
         snapshot(path.with_extension("out"), &printed);
     }

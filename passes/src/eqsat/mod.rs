@@ -8,9 +8,13 @@ pub mod cost;
 mod extract;
 mod facts;
 mod rules;
+#[cfg(test)]
+mod soundness;
 mod term;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wrong_rules;
 
 use std::collections::BTreeMap;
 
