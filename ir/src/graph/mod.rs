@@ -12,7 +12,7 @@ mod verify;
 pub use build::{Builder, Replace, rebuild};
 pub use ops::{Class, Infer, Op, OpInfo};
 pub use parse::parse_module;
-pub use print::{print_function, print_module};
+pub use print::{print_function, print_module, ty as print_type};
 pub use verify::verify;
 
 use crate::{DType, Dim, Elem, Syms};

@@ -12,7 +12,7 @@ fn shape(s: &Syms, dims: &[Dim]) -> String {
 }
 
 /// A type in text, e.g. `f32[n, 576]`.
-pub(super) fn ty(s: &Syms, t: &Ty) -> String {
+pub fn ty(s: &Syms, t: &Ty) -> String {
     match t {
         Ty::Tensor(t) => format!("{}{}", t.elem, shape(s, &t.shape)),
         Ty::Kv(k) => format!("kv.{}[{}, {}, {}]", k.dtype, print_dim(&k.slots, s), k.heads, k.dim),

@@ -12,13 +12,14 @@ use marquetry_ir::testing::{Numbers, Outcome, bits_differ, cases, first_seed, ga
 
 use super::bridge::{self, Region};
 use super::cost::Target;
-use super::rules::{Bound, RULES, Rule};
-use super::term::Term;
-use super::{Exact, Pattern, Searcher, extract};
+use super::rules::horizontal::MERGE_LINEARS;
+use super::rules::template::forms;
+use super::rules::{RULES, Rule};
+use super::{Exact, extract};
 use crate::testing::{data, inputs, result_types};
 
 /// Horizontal merges: their cases are not those of a rule, `tests.rs` has them.
-const GROUPS: &[&str] = &["merge-linears"];
+const GROUPS: &[&str] = &[MERGE_LINEARS];
 
 /// What shows that a rule is wrong.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,19 +66,16 @@ pub(super) fn apply(m: &Module, rule: &Rule) -> Result<(Module, usize), Fault> {
     let weights = bridge::weight_arguments(m);
     let Some(f) = m.entry() else { return Err(Fault::Silent) };
     let mut region = Region::new(&m.syms, f, weights.get(&f.name).map_or(&[], Vec::as_slice));
-    let pattern: Pattern<Term> = rule.lhs.parse().unwrap_or_else(|e| panic!("{}: {e}", rule.name));
+    let forms = forms(rule.lhs).unwrap_or_else(|e| panic!("{}: {e}", rule.name));
     let g = &mut region.graph;
     let mut forced = BTreeMap::new();
-    for found in pattern.search(g) {
-        for subst in &found.substs {
-            let Some(id) = (rule.build)(g, &Bound(subst)) else { continue };
-            if g.find(id) == g.find(found.eclass) {
-                continue;
-            }
-            let node = g[id].nodes[0].clone();
-            g.union_trusted(found.eclass, id, rule.name);
-            forced.insert(found.eclass, node);
-        }
+    g.analysis.rule = rule.name;
+    let found = rule.search(g, &forms);
+    for found in rule.build(g, found) {
+        let Some(id) = found.product.filter(|id| g.find(*id) != g.find(found.class)) else { continue };
+        let node = g[id].nodes[0].clone();
+        g.union_trusted(found.class, id, rule.name);
+        forced.insert(found.class, node);
     }
     g.rebuild();
     if let Some(why) = &g.analysis.poisoned {

@@ -51,6 +51,11 @@ impl Language for Term {
     }
 }
 
+/// The discriminant of an operator.
+pub fn tag(op: Op) -> <Term as Language>::Discriminant {
+    (0, op as u32)
+}
+
 impl fmt::Display for Term {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -376,7 +376,16 @@ fn every_wrong_rule_is_caught() {
         let text = format!("{}\nfunc @f{body}\n}}", w.decls);
         let m = parse_module(&text).unwrap_or_else(|e| panic!("{}: {e}\n{text}", w.name));
         assert_eq!(verify(&m), Vec::<String>::new(), "{}", w.name);
-        let rule = Rule { name: w.name, phase: Phase::Fuse, exact: w.exact, lhs: w.lhs, rhs: "", build: w.build };
+        let rule = Rule {
+            name: w.name,
+            phase: Phase::Fuse,
+            exact: w.exact,
+            lhs: w.lhs,
+            rhs: "",
+            build: w.build,
+            doc: "",
+            guard: "",
+        };
         let found = check(&rule, &m, 0..64).err();
         println!("{:<48} {}", w.name, found.as_ref().map_or("MISSED".into(), |f| f.to_string()));
         if found.is_none_or(|f| f.kind() != w.by) {
