@@ -13,6 +13,7 @@ use marquetry_frontend::tokenizer::TokenizerError;
 use marquetry_frontend::weights::WeightError;
 use marquetry_ir::graph::TypeError;
 use marquetry_ir::graph::interp::InterpError;
+use marquetry_ir::text::ParseError;
 use marquetry_passes::manager::PassError;
 use marquetry_runtime::RuntimeError;
 
@@ -91,8 +92,8 @@ pub enum Error {
     #[error(transparent)]
     Safetensors(#[from] StError),
     /// A text of the IR does not parse.
-    #[error("{}:\n{what}", path.display())]
-    Parse { path: PathBuf, what: String },
+    #[error("{what}")]
+    Parse { code: &'static str, what: String },
     /// A type rule failed while storage types were bound.
     #[error("storage types: {0}")]
     Type(TypeError),
@@ -134,6 +135,11 @@ impl Error {
         Error::Usage { what: what.into() }
     }
 
+    /// A text of the IR that does not parse; the file is named in the message, and the place shown.
+    pub fn parse(e: &ParseError, path: &Path, text: &str) -> Error {
+        Error::Parse { code: e.code, what: e.render(&path.display().to_string(), text) }
+    }
+
     /// An input file with the wrong contents.
     pub fn input(path: &Path, what: impl Into<String>) -> Error {
         Error::Input { path: path.to_path_buf(), what: what.into() }
@@ -169,14 +175,17 @@ impl Error {
             Error::Template(e) => e.code(),
             Error::Gguf(e) => e.code(),
             Error::Safetensors(e) => e.code(),
-            Error::Parse { .. } => "IR001",
+            Error::Parse { code, .. } => code,
             Error::Type(e) => e.code,
-            Error::Pass(PassError::Unknown { .. }) => "PAS001",
+            Error::Pass(PassError::Pipeline(_)) => "PAS001",
             Error::Pass(PassError::Level { .. }) => "PAS002",
             Error::Pass(PassError::Unsupported { .. }) => "PAS003",
             Error::Pass(PassError::Type { .. }) => "PAS004",
             Error::Pass(PassError::Invalid { .. }) => "PAS005",
             Error::Pass(PassError::Input { .. }) => "PAS006",
+            Error::Pass(PassError::Check { .. }) => "PAS007",
+            Error::Pass(PassError::Unchecked { .. }) => "PAS008",
+            Error::Pass(PassError::Stage { .. }) => "PAS009",
             Error::Codegen(CodegenError::Invalid { .. }) => "GEN001",
             Error::Codegen(CodegenError::Unsupported { .. }) => "GEN002",
             Error::Codegen(CodegenError::Backend { .. }) => "GEN003",
@@ -200,7 +209,8 @@ impl Error {
     /// The exit status it leads to.
     pub fn exit(&self) -> Exit {
         match self {
-            Error::Usage { .. } | Error::Pass(PassError::Unknown { .. } | PassError::Level { .. }) => Exit::Usage,
+            Error::Usage { .. }
+            | Error::Pass(PassError::Pipeline(_) | PassError::Level { .. } | PassError::Stage { .. }) => Exit::Usage,
             Error::Interrupted => Exit::Interrupted,
             Error::Fetch { .. } | Error::Wheel { .. } => Exit::Network,
             Error::File { source, .. } => file_exit(source),
@@ -208,7 +218,8 @@ impl Error {
             Error::Config(_) | Error::Trace(ModelError::Config(_)) => config_exit(&self.code()),
             Error::Tokenizer(TokenizerError::Model { .. }) => Exit::Unsupported,
             Error::Pass(PassError::Input { .. }) => Exit::Input,
-            Error::Codegen(CodegenError::Host(_)) | Error::Pass(PassError::Unsupported { .. }) => Exit::Unsupported,
+            Error::Codegen(CodegenError::Host(_))
+            | Error::Pass(PassError::Unsupported { .. } | PassError::Unchecked { .. }) => Exit::Unsupported,
             Error::Codegen(CodegenError::Memory(_)) => Exit::Memory,
             Error::Runtime(e) => runtime_exit(e),
             Error::Model { .. }
@@ -287,16 +298,28 @@ pub const CODES: &[(&str, &str)] = &[
         "A chat template does not parse, runs too long, or refuses the messages (TPL006, in the model's own words).",
     ),
     ("IR001", "The text of the IR does not parse; the message points at the place."),
+    ("IR002", "The text of the IR is nested too deeply or a list in it is too long; the message has the limit."),
+    ("IR010", "The text of the IR uses a name that is not declared, or declares one twice."),
+    ("IR022", "The bounds of a size are not in order, or its divisor is not positive."),
     (
         "E02",
         "Model code or graph IR breaks a type rule: E0203 extents differ, E0204 number of axes, E0205 extents that can not be shown equal, E0208 reshape to another number of elements, E0209 slice out of range, E022x mistakes with parameters, caches and sizes. The message names the line, the operands and where they come from.",
     ),
-    ("PAS001", "A pipeline names a pass that does not exist. The message lists those that do."),
+    (
+        "PAS001",
+        "A pipeline can not be read: an unknown pass or option, or a value of the wrong kind. docs/passes.md lists all.",
+    ),
     ("PAS002", "A pass was given the other kind of IR: `lower` turns graph IR into loop IR."),
     ("PAS003", "A pass met something that it can not do yet."),
     ("PAS004", "A type rule failed inside a pass: a defect of Marquetry."),
     ("PAS005", "A pass left IR that the verifier refuses: a defect of Marquetry."),
     ("PAS006", "The IR that was given breaks the rules of the IR; every violation is listed."),
+    (
+        "PAS007",
+        "Interpreted before and after a pass, the IR gives other results: a defect of Marquetry. `marquetry opt FILE --bisect` finds the rewrite.",
+    ),
+    ("PAS008", "A pass could not be checked, because the interpreter can not run the IR that it was given."),
+    ("PAS009", "A stage of compilation that does not exist, or that the given IR is past."),
     (
         "GEN",
         "Code generation failed: GEN001 to GEN003 are defects of Marquetry, GEN004 is a CPU without a code generator, GEN005 memory for code that the system refused.",

@@ -33,5 +33,6 @@ pub mod engine;
 mod error;
 pub mod generate;
 pub mod model;
+pub mod watch;
 
 pub use error::{CODES, Error, Exit};

@@ -160,8 +160,37 @@ fn stages_can_be_seen_and_run_again() {
     let dump = cli.at("dump");
     let args = ["opt", file.to_str().unwrap(), "--pipeline", "canon,outline", "--dump-ir", dump.to_str().unwrap()];
     let text = cli.ok(&args);
-    assert_eq!(text, fs::read_to_string(dump.join("02-outline.tir")).unwrap());
-    assert!(dump.join("01-canon.tir").is_file());
+    let dumped = fs::read_to_string(dump.join("02-outline.tir")).unwrap();
+    assert_eq!(dumped, format!("// stage: outline\n// numerics: strict\n{text}"));
+    assert!(dump.join("01-canon.tir").is_file() && dump.join("00-input.tir").is_file());
+    let diff = fs::read_to_string(dump.join("02-outline.diff")).unwrap();
+    assert!(diff.starts_with("--- before\n+++ after\n@@") && diff.contains("\n+func @"), "{diff}");
+    // From any dump the rest gives what the whole gives.
+    let all = cli.at("all");
+    let whole = cli.ok(&["opt", file.to_str().unwrap(), "--compile-to", "plan", "--dump-ir", all.to_str().unwrap()]);
+    let dumps: Vec<PathBuf> = fs::read_dir(&all).unwrap().map(|e| e.unwrap().path()).collect();
+    let dumps: Vec<_> = dumps.iter().filter(|p| p.extension().is_some_and(|e| e == "tir")).collect();
+    assert_eq!(dumps.len(), 9);
+    for dump in dumps {
+        assert!(cli.ok(&["opt", dump.to_str().unwrap(), "--compile-to", "plan"]) == whole, "{}", dump.display());
+    }
+    let given = cli.ok(&["opt", file.to_str().unwrap(), "--pipeline", "specialize,canon"]);
+    fs::write(cli.at("c.tir"), given).unwrap();
+    let from = cli.ok(&["opt", cli.at("c.tir").to_str().unwrap(), "--from-stage", "canon", "--compile-to", "plan"]);
+    assert!(whole == from);
+    let args = ["inspect", model, "--stage", "plan", "--numerics", "strict"];
+    let from = cli.ok(&[&args[..], &["--compile-from", all.join("04-eqsat.tir").to_str().unwrap()]].concat());
+    assert!(whole == from);
+    // A check is part of the run; times go to stderr.
+    let checked = cli.run(&["opt", file.to_str().unwrap(), "--compile-to", "plan", "--check-pass"]);
+    assert_eq!(String::from_utf8_lossy(&checked.stderr).matches(" numbers, ").count(), 8);
+    let bisect = cli.ok(&["opt", file.to_str().unwrap(), "--bisect", "--check-tolerance", "1e-9", "--json"]);
+    let found: Value = serde_json::from_str(&bisect).unwrap();
+    assert!(found["rewrite"].is_null() || found["what"].as_str().unwrap().contains('@'), "{found}");
+    assert!(
+        cli.fails(2, &["opt", dump.join("02-outline.tir").to_str().unwrap(), "--compile-to", "canon"])
+            .contains("PAS009")
+    );
     assert_eq!(cli.ok(&["opt", file.to_str().unwrap()]), traced);
     for stage in ["canon", "eqsat", "fused", "loops", "scheduled", "plan", "asm"] {
         assert!(cli.ok(&["inspect", model, "--stage", stage, "--bucket", "prefill"]).len() > 1000, "{stage}");
@@ -170,7 +199,11 @@ fn stages_can_be_seen_and_run_again() {
     assert_eq!(summary["arch"], "llama");
     assert!(cli.fails(2, &["opt", file.to_str().unwrap(), "--pipeline", "fly"]).contains("error[PAS001]"));
     fs::write(&file, "not ir").unwrap();
-    assert!(cli.fails(3, &["opt", file.to_str().unwrap()]).contains("error[IR001]"));
+    let error = cli.fails(3, &["opt", file.to_str().unwrap()]);
+    assert!(
+        error.contains("error[IR001]") && error.contains("m.tir:1:1") && error.contains(" 1 | not ir\n"),
+        "{error}"
+    );
 }
 
 #[test]

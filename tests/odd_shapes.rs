@@ -86,7 +86,13 @@ fn agree(mut config: Value, seed: u64) {
     let vocab = model.text.vocab as u32;
     let tokens: Vec<u32> = (0..45).map(|i| (i * 7 + 3) % vocab).collect();
     let engine = |backend| {
-        let options = EngineOptions { backend, numerics: Some(Numerics::Strict), threads: 2, context: 64, cache: None };
+        let options = EngineOptions {
+            backend,
+            numerics: Some(Numerics::Strict),
+            threads: 2,
+            context: 64,
+            ..EngineOptions::default()
+        };
         Engine::new(model.clone(), options).unwrap()
     };
     let want = engine(Backend::Interp).prefill(&tokens, Rows::All).unwrap();

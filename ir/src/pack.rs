@@ -6,6 +6,7 @@
 
 use half::{bf16, f16};
 
+use crate::program::Weight;
 use crate::quant::{self, decode_block};
 use crate::{DType, Elem, GgufType, Packed, plane_offsets};
 
@@ -145,6 +146,40 @@ pub fn pack(
             Ok(())
         }
         _ => Err(PackError::Unsupported { from, to: elem }),
+    }
+}
+
+/// Bytes of a weight as kernels read it.
+///
+/// # Errors
+/// A shape that is absurdly large.
+pub fn packed_len(w: &Weight) -> Result<usize, PackError> {
+    let (n, k) = rows_and_columns(w)?;
+    n.checked_add(LANES).and_then(|n| n.checked_mul(k)?.checked_mul(16)).ok_or(PackError::Overflow)?;
+    Ok(plane_offsets(w.elem, n, k).1)
+}
+
+/// Packs a weight from the bytes and rows of each of its sources, into `out` of [`packed_len`] bytes.
+///
+/// # Errors
+/// As [`pack`].
+pub fn pack_weight(w: &Weight, parts: &[(&[u8], usize)], out: &mut [u8]) -> Result<(), PackError> {
+    match parts {
+        [(bytes, _)] if w.elem == w.from && bytes.len() <= out.len() => {
+            let (head, rest) = out.split_at_mut(bytes.len());
+            head.copy_from_slice(bytes);
+            rest.fill(0);
+            Ok(())
+        }
+        _ => pack(w.from, w.elem, w.interleave as usize, parts, rows_and_columns(w)?.1, out),
+    }
+}
+
+/// Matrices have two axes; anything else is one row.
+fn rows_and_columns(w: &Weight) -> Result<(usize, usize), PackError> {
+    match w.shape.as_slice() {
+        [n, k] => Ok((*n, *k)),
+        other => Ok((1, other.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).ok_or(PackError::Overflow)?)),
     }
 }
 

@@ -1,5 +1,10 @@
 //! The module IR: what a compiled function is made of. A straight line of kernel launches over planned buffers.
 
+pub mod interp;
+mod verify;
+
+pub use verify::verify;
+
 use crate::loops::Kernel;
 use crate::{DType, Dim, Elem, Syms};
 

@@ -17,16 +17,25 @@ use marquetry_ir::graph::{Attr, Builder, Class, Function, Inst, Kind, Module, Op
 use marquetry_ir::{Dim, Syms};
 
 use crate::canon;
+use crate::manager::Rewrites;
 
 /// Groups every function.
 ///
 /// # Errors
 /// A type rule that fails, which is a defect of an expansion.
 pub fn run(m: &Module) -> Result<Module, TypeError> {
+    run_with(m, &Rewrites::default())
+}
+
+/// As [`run`]; each group of more than one operation asks `rewrites`, and falls apart where it may not be made.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(m: &Module, rewrites: &Rewrites) -> Result<Module, TypeError> {
     let mut out = Module { functions: vec![], ..m.clone() };
     for f in &m.functions {
         let expanded = expand(&m.syms, f)?;
-        let groups = Grouping::new(&expanded).run();
+        let groups = Grouping::new(&expanded, rewrites).run();
         let (fused, caller) = write(&m.syms, &expanded, &groups)?;
         out.functions.extend(fused);
         out.functions.push(caller);
@@ -69,6 +78,7 @@ enum Role {
 
 struct Grouping<'a> {
     f: &'a Function,
+    rewrites: &'a Rewrites,
     role: Vec<Role>,
     /// Real or outside operations that each operation reads, through free ones.
     deps: Vec<BTreeSet<usize>>,
@@ -98,7 +108,7 @@ fn is_row(op: Op) -> bool {
 }
 
 impl<'a> Grouping<'a> {
-    fn new(f: &'a Function) -> Grouping<'a> {
+    fn new(f: &'a Function, rewrites: &'a Rewrites) -> Grouping<'a> {
         let n = f.insts.len();
         let defs = f.defs();
         let mut role: Vec<Role> = f.insts.iter().map(|i| role(i.op)).collect();
@@ -133,7 +143,7 @@ impl<'a> Grouping<'a> {
                 users[d].insert(i);
             }
         }
-        Grouping { f, role, deps, users, wanted, group: vec![None; n], groups: vec![] }
+        Grouping { f, rewrites, role, deps, users, wanted, group: vec![None; n], groups: vec![] }
     }
 
     fn op(&self, i: usize) -> Op {
@@ -176,7 +186,12 @@ impl<'a> Grouping<'a> {
         false
     }
 
-    fn close(&mut self, set: BTreeSet<usize>) {
+    /// Makes a group; `anchor` is alone where no more rewrites may be made.
+    fn close(&mut self, anchor: usize, mut set: BTreeSet<usize>) {
+        let ops = || set.iter().map(|&i| self.op(i).name()).collect::<Vec<_>>().join(" + ");
+        if set.len() > 1 && !self.rewrites.take(|| format!("fuse @{}: {}", self.f.name, ops())) {
+            set = BTreeSet::from([anchor]);
+        }
         let g = self.groups.len();
         set.iter().for_each(|&i| self.group[i] = Some(g));
         self.groups.push(set);
@@ -187,13 +202,13 @@ impl<'a> Grouping<'a> {
         for i in 0..n {
             if self.open(i) && self.op(i).class() == Class::Contract {
                 let set = self.epilogue(i);
-                self.close(set);
+                self.close(i, set);
             }
         }
         for i in 0..n {
             if self.open(i) && is_row(self.op(i)) {
                 let set = self.rows(i);
-                self.close(set);
+                self.close(i, set);
             }
         }
         for i in 0..n {
@@ -202,14 +217,14 @@ impl<'a> Grouping<'a> {
                 if self.op(i) == Op::KvAppend {
                     self.private_producers(&mut set);
                 }
-                self.close(set);
+                self.close(i, set);
             }
         }
         for i in (0..n).rev() {
             if self.open(i) {
                 let mut set = BTreeSet::from([i]);
                 self.private_producers(&mut set);
-                self.close(set);
+                self.close(i, set);
             }
         }
         self.groups

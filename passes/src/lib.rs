@@ -2,6 +2,7 @@
 
 pub mod bind;
 pub mod canon;
+pub mod check;
 pub mod dot;
 pub mod eqsat;
 pub mod fuse;

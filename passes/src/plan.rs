@@ -28,8 +28,32 @@ fn aligned(bytes: u64) -> u64 {
 
 /// Plans the arena for the largest admissible sizes and sets `sync` where a launch depends on one that may still run.
 pub fn run(p: &mut Program) {
-    arena(p);
-    barriers(p);
+    run_with(p, &Config::default());
+}
+
+/// Which halves of the plan are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Buffers share bytes of the arena.
+    pub reuse: bool,
+    /// Launches wait only for what they depend on.
+    pub relax: bool,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { reuse: true, relax: true }
+    }
+}
+
+/// As [`run`], in part.
+pub fn run_with(p: &mut Program, config: &Config) {
+    if config.reuse {
+        arena(p);
+    }
+    if config.relax {
+        barriers(p);
+    }
 }
 
 fn arena(p: &mut Program) {

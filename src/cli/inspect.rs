@@ -10,12 +10,13 @@ use marquetry::frontend::safetensors::Safetensors;
 use marquetry::model::LoadedModel;
 use marquetry::passes::Numerics;
 use marquetry::passes::dot::dot;
-use marquetry::passes::manager::{Ir, Options, PASSES, print};
+use marquetry::passes::manager::{Ir, Options, Recorded, TRACE, pipeline_between, print};
 use marquetry::runtime::files::write_file;
+use marquetry::watch::Place;
 use serde_json::{Value, json};
 
-use super::opt::{Piped, run_pipeline};
-use super::options::{ModelArgs, NumericsArg};
+use super::opt::read;
+use super::options::{ModelArgs, NumericsArg, WatchArgs};
 use super::ui::Ui;
 
 #[derive(Debug, clap::Args)]
@@ -31,15 +32,17 @@ pub struct Args {
     /// What may happen to numbers [default: fast for quantized weights, strict otherwise].
     #[arg(long, value_enum)]
     numerics: Option<NumericsArg>,
-    /// Write the IR after every pass to DIR/NN-name.tir.
-    #[arg(long, value_name = "DIR", requires = "stage")]
-    dump_ir: Option<PathBuf>,
+    /// Start from the IR in FILE instead of the traced module.
+    #[arg(long, value_name = "FILE", requires = "stage")]
+    compile_from: Option<PathBuf>,
+    /// The stage that FILE is at [default: what it records, or trace].
+    #[arg(long, value_name = "STAGE", requires = "compile_from")]
+    from_stage: Option<String>,
+    #[command(flatten)]
+    watch: WatchArgs,
     /// Write the entry function of a graph stage to FILE as a DOT graph.
     #[arg(long, value_name = "FILE", requires = "stage")]
     dot: Option<PathBuf>,
-    /// Say on stderr what each pass did, and how long it took.
-    #[arg(long, requires = "stage")]
-    explain: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -69,18 +72,18 @@ enum Stage {
 }
 
 impl Stage {
-    /// The last pass before it; none for the traced module.
-    fn pass(self) -> Option<&'static str> {
-        Some(match self {
-            Stage::Trace => return None,
+    /// What the pass manager calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Stage::Trace => TRACE,
             Stage::Canon => "canon",
             Stage::Outline => "outline",
             Stage::Eqsat => "eqsat",
-            Stage::Fused => "fuse",
-            Stage::Loops => "lower",
-            Stage::Scheduled => "schedule",
+            Stage::Fused => "fused",
+            Stage::Loops => "loops",
+            Stage::Scheduled => "scheduled",
             Stage::Plan | Stage::Asm => "plan",
-        })
+        }
     }
 }
 
@@ -104,23 +107,22 @@ pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
     }
 }
 
-/// The passes up to and including one.
-fn pipeline_to(pass: Option<&str>) -> String {
-    let Some(last) = pass.and_then(|p| PASSES.iter().position(|x| x.name == p)) else { return String::new() };
-    PASSES.iter().take(last + 1).map(|p| p.name).collect::<Vec<_>>().join(",")
-}
-
 fn show(model: &LoadedModel, stage: Stage, args: &Args, ui: &Ui) -> Result<(), Error> {
     let default = if model.quantized() { Numerics::Fast } else { Numerics::Strict };
     let numerics = args.numerics.map_or(default, Numerics::from);
-    let (bucket, name) = match args.bucket {
-        BucketArg::Decode => (Bucket::Decode, "decode"),
-        BucketArg::Prefill => (Bucket::Prefill, "prefill"),
+    let bucket = match args.bucket {
+        BucketArg::Decode => Bucket::Decode,
+        BucketArg::Prefill => Bucket::Prefill,
     };
     let options: Options = bucket_options(bucket, numerics, model.text.context.min(32_768));
-    let pipeline = pipeline_to(stage.pass());
-    let how = Piped { pipeline: &pipeline, options: &options, dump: args.dump_ir.as_deref(), explain: args.explain };
-    let ir = run_pipeline(Ir::Graph(model.bound_module()?), &how, ui)?;
+    let (ir, record) = match &args.compile_from {
+        Some(file) => read(file)?,
+        None => (Ir::Graph(model.bound_module()?), Recorded::default()),
+    };
+    let from = args.from_stage.as_deref().or(record.stage).unwrap_or(TRACE);
+    let pipeline = pipeline_between(from, Some(stage.name()))?;
+    let place = Place { stage: from, sub: None };
+    let (ir, _) = args.watch.watch().run(ir, &pipeline, &options, place, &mut |line| ui.progress(line))?;
     if let Some(file) = &args.dot {
         write_dot(file, &ir)?;
     }
@@ -135,7 +137,7 @@ fn show(model: &LoadedModel, stage: Stage, args: &Args, ui: &Ui) -> Result<(), E
     };
     let stage = stage.to_possible_value().map_or(String::new(), |v| v.get_name().to_string());
     match args.json {
-        true => ui.json(&json!({ "stage": stage, "bucket": name, "text": text })),
+        true => ui.json(&json!({ "stage": stage, "bucket": bucket.name(), "text": text })),
         false => ui.print(&text),
     }
 }
@@ -211,12 +213,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_stage_names_a_pass() {
-        assert_eq!(pipeline_to(Stage::Trace.pass()), "");
-        assert_eq!(pipeline_to(Stage::Outline.pass()), "specialize,canon,outline");
-        for stage in Stage::value_variants().iter().filter(|s| **s != Stage::Trace) {
-            let pipeline = pipeline_to(stage.pass());
-            assert!(pipeline.ends_with(stage.pass().unwrap_or("?")), "{stage:?}: {pipeline}");
+    fn every_stage_is_one_of_the_manager() {
+        for stage in Stage::value_variants() {
+            let pipeline = pipeline_between(TRACE, Some(stage.name())).unwrap();
+            assert_eq!(pipeline.is_empty(), *stage == Stage::Trace, "{stage:?}: {pipeline}");
         }
     }
 }

@@ -4,78 +4,97 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use marquetry::Error;
-use marquetry::passes::manager::{self, Ir, Options, Reports, parse, print};
-use marquetry::runtime::files;
+use marquetry::passes::Numerics;
+use marquetry::passes::check::Check;
+use marquetry::passes::manager::{
+    Ir, Options, Recorded, TRACE, bisect, parse, pipeline_between, print, recorded, verify,
+};
+use marquetry::watch::Place;
+use serde_json::json;
 
-use super::options::NumericsArg;
+use super::options::{NumericsArg, StageArgs, WatchArgs};
 use super::ui::Ui;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Text IR of either level.
     file: PathBuf,
-    /// Passes, separated by commas; none only checks and prints.
-    #[arg(long, default_value = "")]
-    pipeline: String,
-    /// What may happen to numbers.
-    #[arg(long, value_enum, default_value = "strict")]
-    numerics: NumericsArg,
-    /// Write the IR after every pass to DIR/NN-name.tir.
-    #[arg(long, value_name = "DIR")]
-    dump_ir: Option<PathBuf>,
-    /// Say on stderr what each pass did, and how long it took.
+    /// Passes with options, such as `canon,eqsat{iterations=8,rules=-swiglu}`; none only checks and prints.
+    #[arg(long, conflicts_with = "compile_to")]
+    pipeline: Option<String>,
+    #[command(flatten)]
+    stage: StageArgs,
+    /// What may happen to numbers [default: what the file records, or strict].
+    #[arg(long, value_enum)]
+    numerics: Option<NumericsArg>,
+    #[command(flatten)]
+    watch: WatchArgs,
+    /// Find the first rewrite with which a pass changes results, instead of printing IR.
     #[arg(long)]
-    explain: bool,
+    bisect: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// IR read from a file, with what the file records.
+pub fn read(path: &Path) -> Result<(Ir, Recorded), Error> {
+    let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let ir = parse(&text).map_err(|e| Error::parse(&e, path, &text))?;
+    let errors = verify(&ir);
+    if !errors.is_empty() {
+        let what = format!("{} breaks the rules of the IR:\n{}", path.display(), errors.join("\n"));
+        return Err(Error::Parse { code: "PAS006", what });
+    }
+    Ok((ir, recorded(&text)))
 }
 
 pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
-    let text = fs::read_to_string(&args.file).map_err(Error::file("read", &args.file))?;
-    let broken = |what: String| Error::Parse { path: args.file.clone(), what };
-    let ir = parse(&text).map_err(|e| broken(e.to_string()))?;
-    let errors = manager::verify(&ir);
-    if !errors.is_empty() {
-        return Err(broken(errors.join("\n")));
+    let (ir, record) = read(&args.file)?;
+    let numerics = args.numerics.map(Numerics::from).or(record.numerics).unwrap_or(Numerics::Strict);
+    let options = Options { numerics, ..Options::default() };
+    let stage = args.stage.from(record);
+    let pipeline = match (&args.pipeline, &args.stage.compile_to) {
+        (Some(p), _) => p.clone(),
+        (None, Some(to)) => pipeline_between(stage, Some(to))?,
+        (None, None) if args.bisect => pipeline_between(stage, None)?,
+        (None, None) => String::new(),
+    };
+    let watch = args.watch.watch();
+    if args.bisect {
+        let check = watch.check.or(Some(Check { seed: 0, tolerance: None }));
+        return find(&ir, &pipeline, &Options { check, ..options }, args.json, ui);
     }
-    let options = Options { numerics: args.numerics.into(), ..Options::default() };
-    let how =
-        Piped { pipeline: &args.pipeline, options: &options, dump: args.dump_ir.as_deref(), explain: args.explain };
-    ui.print(&print(&run_pipeline(ir, &how, ui)?))
+    let place = Place { stage: if record.stage.is_some() { stage } else { "input" }, sub: None };
+    let (ir, reports) = watch.run(ir, &pipeline, &options, place, &mut |line| ui.progress(line))?;
+    if !args.json {
+        return ui.print(&print(&ir));
+    }
+    let pass = |p: &marquetry::passes::manager::PassReport| {
+        json!({
+            "pass": p.pass, "seconds": p.seconds, "nodes_before": p.nodes.0, "nodes_after": p.nodes.1,
+            "rewrites": p.rewrites, "checked": p.checked,
+        })
+    };
+    let passes: Vec<_> = reports.passes.iter().map(pass).collect();
+    ui.json(&json!({ "text": print(&ir), "passes": passes, "rewrites": reports.rewrites }))
 }
 
-/// How passes are run.
-pub struct Piped<'a> {
-    /// Names, separated by commas.
-    pub pipeline: &'a str,
-    /// Options of the passes.
-    pub options: &'a Options,
-    /// Where the IR after each pass goes.
-    pub dump: Option<&'a Path>,
-    /// Report on stderr.
-    pub explain: bool,
-}
-
-/// Runs passes; dumps and explains as asked for.
-pub fn run_pipeline(ir: Ir, how: &Piped<'_>, ui: &Ui) -> Result<Ir, Error> {
-    if let Some(dir) = how.dump {
-        fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
-    }
-    let mut number = 0;
-    let mut dumped = Ok(());
-    let (ir, reports) = manager::run(ir, how.pipeline, how.options, &mut |name, ir| {
-        number += 1;
-        if let (Some(dir), Ok(())) = (how.dump, &dumped) {
-            let path = dir.join(format!("{number:02}-{name}.tir"));
-            dumped = files::write_file(&path, print(ir).as_bytes());
-        }
+fn find(ir: &Ir, pipeline: &str, options: &Options, as_json: bool, ui: &Ui) -> Result<(), Error> {
+    let found = bisect(ir, pipeline, options, &mut |n, fails| {
+        ui.progress(&format!("with {n} rewrites: {}", if fails { "a pass fails" } else { "good" }));
     })?;
-    dumped?;
-    if how.explain {
-        explain(&reports, ui);
+    match (found, as_json) {
+        (Some((n, what)), true) => ui.json(&json!({ "rewrite": n, "what": what })),
+        (None, true) => ui.json(&json!({ "rewrite": null })),
+        (Some((n, what)), false) => ui.line(&format!("rewrite {n} is the first that fails: {what}")),
+        (None, false) => ui.line("no rewrite is to blame: every pass keeps the numbers, or fails without rewrites"),
     }
-    Ok(ir)
 }
 
-fn explain(reports: &Reports, ui: &Ui) {
-    reports.eqsat.iter().for_each(|r| ui.progress(&r.to_string()));
-    reports.seconds.iter().for_each(|(name, s)| ui.progress(&format!("{name:<12} {:8.1} ms", s * 1e3)));
+impl StageArgs {
+    /// The stage that IR is at: as given, as recorded, or as traced.
+    pub fn from(&self, record: Recorded) -> &str {
+        self.from_stage.as_deref().or(record.stage).unwrap_or(TRACE)
+    }
 }

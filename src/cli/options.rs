@@ -8,7 +8,9 @@ use marquetry::Error;
 use marquetry::engine::{Backend, Engine, EngineOptions, Stats};
 use marquetry::model::{LoadOptions, LoadedModel, cache_dir};
 use marquetry::passes::Numerics;
+use marquetry::passes::check::Check;
 use marquetry::runtime::sampler::SamplerParams;
+use marquetry::watch::Watch;
 use serde_json::{Value, json};
 
 use super::ui::Ui;
@@ -36,6 +38,59 @@ impl ModelArgs {
         ui.progress(&format!("loaded {name} in {:.2} s", model.load_s));
         Ok(model)
     }
+}
+
+/// How passes are watched.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Passes")]
+pub struct WatchArgs {
+    /// Write the IR after every pass to DIR/NN-stage.tir, and DIR/NN-stage.diff against the one before.
+    #[arg(long, value_name = "DIR")]
+    pub dump_ir: Option<PathBuf>,
+    /// Say on stderr how often each rule fired and was taken.
+    #[arg(long)]
+    pub explain: bool,
+    /// Say on stderr how long each pass took, and how many nodes and rewrites there were.
+    #[arg(long)]
+    pub time_passes: bool,
+    /// Interpret the IR before and after each pass, on random inputs of small sizes.
+    #[arg(long)]
+    pub check_pass: bool,
+    /// Start of the random inputs of --check-pass.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub check_seed: u64,
+    /// Largest distance over the root mean square [default: what each pass declares].
+    #[arg(long, value_name = "X")]
+    pub check_tolerance: Option<f32>,
+    /// Apply no more than N rewrites: rule firings, groups of the fuser and schedule steps together.
+    #[arg(long, value_name = "N")]
+    pub rewrite_limit: Option<u64>,
+}
+
+impl WatchArgs {
+    /// What to do beside running passes.
+    pub fn watch(&self) -> Watch {
+        let check = Check { seed: self.check_seed, tolerance: self.check_tolerance };
+        Watch {
+            dump: self.dump_ir.clone(),
+            rewrite_limit: self.rewrite_limit,
+            check: (self.check_pass || self.check_tolerance.is_some()).then_some(check),
+            explain: self.explain,
+            times: self.time_passes,
+            log: Some(|line| eprintln!("{line}")),
+        }
+    }
+}
+
+/// From which stage to which.
+#[derive(Clone, Debug, Args)]
+pub struct StageArgs {
+    /// The stage that the file is at [default: what it records, or trace].
+    #[arg(long, value_name = "STAGE")]
+    pub from_stage: Option<String>,
+    /// Run the passes up to this stage.
+    #[arg(long, value_name = "STAGE")]
+    pub compile_to: Option<String>,
 }
 
 /// What runs the model.
@@ -83,6 +138,8 @@ pub struct EngineArgs {
     /// Neither read nor write cached programs.
     #[arg(long)]
     pub no_cache: bool,
+    #[command(flatten)]
+    pub watch: WatchArgs,
 }
 
 impl EngineArgs {
@@ -97,6 +154,7 @@ impl EngineArgs {
             threads: self.threads.map_or(0, usize::from),
             context: self.context.map_or(0, |c| c as usize),
             cache: self.cache(),
+            watch: self.watch.watch(),
         }
     }
 

@@ -52,7 +52,10 @@ impl Jit {
     fn compile(&mut self, bucket: Bucket, stats: &mut Stats) -> Result<Function, Error> {
         let start = Instant::now();
         let options = bucket_options(bucket, self.numerics, self.options.context);
-        let (program, cached) = programs::program(&self.module, &options, self.options.cache.as_deref())?;
+        let (program, cached) = match self.options.watch.is_on() {
+            true => (programs::watched(&self.module, bucket, &options, &self.options.watch)?, false),
+            false => programs::program(&self.module, &options, self.options.cache.as_deref())?,
+        };
         let code = generate(&program, self.numerics)?;
         stats.cached_programs += usize::from(cached);
         stats.compile_s += start.elapsed().as_secs_f64();

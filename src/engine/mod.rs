@@ -15,6 +15,7 @@ use marquetry_runtime::{AlignedBytes, RuntimeError};
 
 use crate::Error;
 use crate::model::{CHUNK, LoadedModel, PAGE};
+use crate::watch::Watch;
 
 pub use programs::{Bucket, bucket_options, cpu_features};
 
@@ -48,6 +49,8 @@ pub struct EngineOptions {
     pub context: usize,
     /// Where planned programs are kept; nowhere if absent.
     pub cache: Option<PathBuf>,
+    /// How passes are watched; while they are, the cache is not used.
+    pub watch: Watch,
 }
 
 impl EngineOptions {

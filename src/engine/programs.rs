@@ -8,11 +8,12 @@ use marquetry_ir::program::Program;
 use marquetry_ir::text::{parse_program, print_program};
 use marquetry_passes::Numerics;
 use marquetry_passes::bind::Narrow;
-use marquetry_passes::manager::{self, Options};
+use marquetry_passes::manager::{self, Ir, Options, PassError, TRACE, default_pipeline};
 use marquetry_runtime::files::{self, Cache, Key};
 
 use crate::Error;
 use crate::model::{CHUNK, PAGE};
+use crate::watch::{Place, Watch};
 
 /// Bytes of programs that the cache keeps.
 const CACHE_BYTES: u64 = 64 << 20;
@@ -26,6 +27,16 @@ pub enum Bucket {
     Prefill,
 }
 
+impl Bucket {
+    /// Its name in options and dumps.
+    pub fn name(self) -> &'static str {
+        match self {
+            Bucket::Decode => "decode",
+            Bucket::Prefill => "prefill",
+        }
+    }
+}
+
 /// Options for compiling a bucket with a cache of that many positions.
 pub fn bucket_options(bucket: Bucket, numerics: Numerics, context: usize) -> Options {
     let pages = Narrow::Range(1, context.div_ceil(PAGE).max(1) as i64);
@@ -36,6 +47,16 @@ pub fn bucket_options(bucket: Bucket, numerics: Numerics, context: usize) -> Opt
     let sizes = [("n", tokens), ("r", tokens), ("s", Narrow::Fixed(1)), ("m", pages), ("p", pages)];
     let sizes: HashMap<String, Narrow> = sizes.map(|(n, v)| (n.to_string(), v)).into();
     Options { numerics, sizes, ..Options::default() }
+}
+
+/// The program of a module, made while its passes are watched.
+pub(super) fn watched(module: &Module, bucket: Bucket, options: &Options, watch: &Watch) -> Result<Program, Error> {
+    let place = Place { stage: TRACE, sub: Some(bucket.name()) };
+    let mut say = |line: &str| watch.log.iter().for_each(|log| log(line));
+    match watch.run(Ir::Graph(module.clone()), &default_pipeline(), options, place, &mut say)? {
+        (Ir::Program(p), _) => Ok(*p),
+        (Ir::Graph(_), _) => Err(PassError::Level { pass: "plan", wants: "a lowered program" }.into()),
+    }
 }
 
 /// The program of a module, and whether it came from the cache. A cache that does not work is passed over.

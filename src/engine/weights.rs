@@ -5,8 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use marquetry_ir::pack::pack;
-use marquetry_ir::plane_offsets;
+use marquetry_ir::pack::{pack_weight, packed_len};
 use marquetry_ir::program::Weight;
 use marquetry_runtime::{AlignedBytes, WeightData};
 
@@ -62,11 +61,6 @@ fn wrong(w: &Weight, what: impl ToString) -> Error {
 }
 
 fn pack_one(model: &LoadedModel, w: &Weight) -> Result<WeightData, Error> {
-    let (n, k) = match w.shape.as_slice() {
-        [k] => (1, *k),
-        [n, k] => (*n, *k),
-        other => return Err(wrong(w, format!("{} axes", other.len()))),
-    };
     let source = |name: &String| -> Result<(Cow<'_, [u8]>, usize), Error> {
         let view = model.weights.get(name).ok_or_else(|| wrong(w, format!("`{name}` is not in the model")))?;
         if view.elem != w.from {
@@ -77,10 +71,7 @@ fn pack_one(model: &LoadedModel, w: &Weight) -> Result<WeightData, Error> {
     };
     let sources = w.sources.iter().map(source).collect::<Result<Vec<_>, _>>()?;
     let parts: Vec<(&[u8], usize)> = sources.iter().map(|(bytes, rows)| (bytes.as_ref(), *rows)).collect();
-    let mut out = AlignedBytes::new(plane_offsets(w.elem, n, k).1, "a weight")?;
-    match parts.as_slice() {
-        [(bytes, _)] if w.elem == w.from && bytes.len() == out.len() => out.copy_from_slice(bytes),
-        _ => pack(w.from, w.elem, w.interleave as usize, &parts, k, &mut out).map_err(|e| wrong(w, e))?,
-    }
+    let mut out = AlignedBytes::new(packed_len(w).map_err(|e| wrong(w, e))?, "a weight")?;
+    pack_weight(w, &parts, &mut out).map_err(|e| wrong(w, e))?;
     Ok(WeightData::Owned(out))
 }

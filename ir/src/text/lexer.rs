@@ -38,6 +38,40 @@ pub struct ParseError {
     pub message: String,
 }
 
+impl ParseError {
+    /// The message over its line of the text, with the token underlined.
+    ///
+    /// ```text
+    /// no operator `liner`; did you mean `linear`?
+    ///   --> f.tir:3:8
+    ///  3 |   %1 = liner %0, %0 : f32[4, 4]
+    ///    |        ^^^^^
+    /// ```
+    pub fn render(&self, name: &str, text: &str) -> String {
+        let line = text.lines().nth(self.pos.line as usize - 1).unwrap_or("");
+        let before: String = line.chars().take(self.pos.col as usize - 1).collect();
+        let mut rest = Lexer::new(&line[before.len()..]);
+        rest.next();
+        let wide = rest.last_end.col.saturating_sub(1).max(1) as usize;
+        underlined(&self.message, &format!("{name}:{}", self.pos), self.pos.line, line, &before, wide)
+    }
+}
+
+/// A message over a line of text, `wide` characters of which are underlined after `before`.
+fn underlined(message: &str, place: &str, number: u32, line: &str, before: &str, wide: usize) -> String {
+    /// Longest part of a line that is shown.
+    const SHOWN: usize = 120;
+    let skip = before.chars().count().saturating_sub(SHOWN / 2);
+    let skip = if line.chars().count() > SHOWN { skip } else { 0 };
+    let clean = |s: &str| s.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
+    let shown: String = clean(line).chars().skip(skip).take(SHOWN).collect();
+    let number = number.to_string();
+    let gutter = " ".repeat(number.len());
+    let at = " ".repeat(before.chars().count() - skip);
+    let marks = "^".repeat(wide.min(SHOWN));
+    format!("{message}\n{gutter} --> {place}\n {number} | {}\n {gutter} | {at}{marks}", shown.trim_end())
+}
+
 /// A token.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Token<'a> {
@@ -125,6 +159,8 @@ pub struct Lexer<'a> {
     here: Pos,
     token: Token<'a>,
     pos: Pos,
+    /// Where the token before the current one ends.
+    last_end: Pos,
     depth: u32,
 }
 
@@ -132,7 +168,7 @@ impl<'a> Lexer<'a> {
     /// A cursor at the first token.
     pub fn new(text: &'a str) -> Lexer<'a> {
         let start = Pos { line: 1, col: 1 };
-        let mut lexer = Lexer { rest: text, here: start, token: Token::End, pos: start, depth: 0 };
+        let mut lexer = Lexer { rest: text, here: start, token: Token::End, pos: start, last_end: start, depth: 0 };
         lexer.next();
         lexer
     }
@@ -150,6 +186,7 @@ impl<'a> Lexer<'a> {
     /// Takes the current token.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Token<'a> {
+        self.last_end = self.here;
         self.skip_blank();
         self.pos = self.here;
         let token = self.scan();

@@ -44,10 +44,12 @@
 mod dims;
 pub mod lexer;
 mod names;
+mod nearest;
 mod parse;
 mod print;
 
 pub use dims::{parse_dim, parse_shape, parse_sym, print_dim, print_shape, print_sym};
 pub use lexer::{Lexer, ParseError};
+pub use nearest::{nearest, suggest};
 pub use parse::{parse_kernel, parse_program, read_kernel};
 pub use print::{print_kernel, print_program};

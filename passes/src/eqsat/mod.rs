@@ -23,10 +23,11 @@ use egg::Id;
 use marquetry_ir::graph::{Module, TypeError};
 
 use crate::Numerics;
+use crate::manager::{Names, Rewrites};
 use bridge::Region;
 use cost::Target;
 use facts::Graph;
-use rules::horizontal::merge_siblings;
+use rules::horizontal::{MERGE_LINEARS, merge_siblings};
 pub use rules::{Exact, Phase, RULES, Rule};
 use run::{Firing, saturate};
 use term::Term;
@@ -44,6 +45,24 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits { nodes: 20_000, rounds: 16 }
     }
+}
+
+/// How to rewrite.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Speeds that the cost model decides by.
+    pub target: Target,
+    /// What may happen to numbers.
+    pub numerics: Numerics,
+    /// Limits of one region.
+    pub limits: Limits,
+    /// The rules that take part.
+    pub rules: Names,
+}
+
+/// Names of everything that [`Config::rules`] can choose.
+pub fn rule_names() -> Vec<&'static str> {
+    RULES.iter().map(|r| r.name).chain([MERGE_LINEARS]).collect()
 }
 
 /// What happened in one region.
@@ -98,14 +117,23 @@ impl std::fmt::Display for Report {
 /// # Errors
 /// A type rule that fails while the chosen terms are written back, which is a defect of a rule.
 pub fn run(m: &Module, target: Target, numerics: Numerics, limits: Limits) -> Result<(Module, Vec<Report>), TypeError> {
+    run_with(m, &Config { target, numerics, limits, rules: Names::default() }, &Rewrites::default())
+}
+
+/// As [`run`], with a choice of rules; each firing asks `rewrites`.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(m: &Module, config: &Config, rewrites: &Rewrites) -> Result<(Module, Vec<Report>), TypeError> {
+    let target = config.target;
     let weights = bridge::weight_arguments(m);
     let mut out = m.clone();
     let mut reports = vec![];
     for f in &mut out.functions {
         let mut region = Region::new(&m.syms, f, weights.get(&f.name).map_or(&[], Vec::as_slice));
         let before = region.cost(target);
-        let log = saturate(&mut region.graph, numerics, limits);
-        let groups = merge_siblings(&mut region.graph);
+        let log = saturate(&mut region.graph, &f.name, config, rewrites);
+        let groups = merge_siblings(&mut region.graph, &f.name, config, rewrites);
         let mut report = Report { region: f.name.clone(), limit: log.limit.clone(), ..Report::default() };
         report.nodes = region.graph.total_size();
         report.ops.0 = f.insts.len();

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use egg::Id;
 
-use super::Limits;
+use super::Config;
 use super::facts::Graph;
 use super::rules::{FORMS, Match, Phase, RULES};
 use super::term::Term;
-use crate::Numerics;
+use crate::manager::Rewrites;
 
 /// A rule application: what it produced.
 pub struct Firing {
@@ -31,14 +31,15 @@ pub struct Log {
     pub limit: Option<String>,
 }
 
-/// Runs the rules that `numerics` allows, phase by phase, each until nothing changes.
-pub fn saturate(g: &mut Graph, numerics: Numerics, limits: Limits) -> Log {
-    let order: Vec<usize> = (0..RULES.len()).collect();
-    saturate_in(g, numerics, limits, &order)
+/// Runs the rules that the choice and its numerics allow, phase by phase, each until nothing changes.
+pub fn saturate(g: &mut Graph, region: &str, config: &Config, rewrites: &Rewrites) -> Log {
+    let order: Vec<usize> = (0..RULES.len()).filter(|&i| config.rules.allows(RULES[i].name)).collect();
+    saturate_in(g, region, config, &order, rewrites)
 }
 
 /// The same with the rules in another order, which must not matter.
-pub fn saturate_in(g: &mut Graph, numerics: Numerics, limits: Limits, order: &[usize]) -> Log {
+pub fn saturate_in(g: &mut Graph, region: &str, config: &Config, order: &[usize], rewrites: &Rewrites) -> Log {
+    let (numerics, limits) = (config.numerics, config.limits);
     let mut log = Log::default();
     for phase in Phase::ALL {
         let rules: Vec<usize> =
@@ -48,7 +49,10 @@ pub fn saturate_in(g: &mut Graph, numerics: Numerics, limits: Limits, order: &[u
             let found: Vec<_> = rules.iter().map(|&i| (i, RULES[i].search(g, &FORMS[i]))).collect();
             for (i, found) in found {
                 for m in RULES[i].build(g, found) {
-                    apply(g, i, m, &mut log);
+                    if rewrites.open() && apply(g, i, m, &mut log) {
+                        let class = log.firings.last().map_or_else(String::new, |f| f.class.to_string());
+                        rewrites.applied(|| format!("eqsat @{region}: `{}` at class {class}", RULES[i].name));
+                    }
                 }
             }
             g.analysis.rule = "congruence";
@@ -66,18 +70,20 @@ pub fn saturate_in(g: &mut Graph, numerics: Numerics, limits: Limits, order: &[u
     log
 }
 
-fn apply(g: &mut Graph, rule: usize, m: Match, log: &mut Log) {
+/// Did it change the graph?
+fn apply(g: &mut Graph, rule: usize, m: Match, log: &mut Log) -> bool {
     let Some(product) = m.product else {
         log.refused.insert((rule, m.class));
-        return;
+        return false;
     };
     if g.find(product) == g.find(m.class) {
-        return;
+        return false;
     }
     let node = g[product].nodes[0].clone();
     g.analysis.rule = RULES[rule].name;
     g.union_trusted(m.class, product, RULES[rule].name);
     log.firings.push(Firing { rule, node, class: m.class });
+    true
 }
 
 /// The rules that fired most, with their counts.

@@ -21,6 +21,7 @@ use marquetry_ir::loops::{Kernel, Stmt, Var};
 use marquetry_ir::program::Program;
 use thiserror::Error;
 
+use crate::manager::Rewrites;
 use tree::Loop;
 
 /// Why a primitive was not applied. The kernel is as it was.
@@ -35,11 +36,37 @@ pub struct ScheduleError {
     pub why: String,
 }
 
+/// What the default schedule may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Innermost loops become vectors.
+    pub vectorize: bool,
+    /// Short loops are expanded.
+    pub unroll: bool,
+    /// Small scratch buffers move into registers.
+    pub registers: bool,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { vectorize: true, unroll: true, registers: true }
+    }
+}
+
 /// Applies the default schedule to every kernel.
 pub fn run(p: &mut Program) {
+    run_with(p, &Config::default(), &Rewrites::default());
+}
+
+/// As [`run`]; each step asks `rewrites`.
+pub fn run_with(p: &mut Program, config: &Config, rewrites: &Rewrites) {
     for k in &mut p.kernels {
-        rules::default_schedule(k);
-        promote(k);
+        rules::schedule(k, config, rewrites);
+        if config.registers {
+            registers::promote_where(k, &mut |k, b| {
+                rewrites.take(|| format!("schedule @{}: registers %{}", k.name, k.decl(b).name))
+            });
+        }
     }
 }
 

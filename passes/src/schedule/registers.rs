@@ -10,6 +10,11 @@ const MAX_PIECES: i64 = 32;
 /// Preconditions, checked per buffer: a constant shape of at most 32 vector registers; every index a constant once unrolled
 /// loops are expanded; every access as many lanes as every other, at a multiple of them. Buffers that do not qualify stay.
 pub fn promote(k: &mut Kernel) {
+    promote_where(k, &mut |_, _| true);
+}
+
+/// As [`promote`], for buffers that qualify and that `allow` accepts.
+pub(super) fn promote_where(k: &mut Kernel, allow: &mut dyn FnMut(&Kernel, Buf) -> bool) {
     for b in 0..k.buffers.len() {
         if k.buffers[b].scope != Scope::Local {
             continue;
@@ -26,7 +31,7 @@ pub fn promote(k: &mut Kernel) {
             fits &= lead.iter().all(|i| constant(i, unrolled));
             fits &= last.as_int().is_some_and(|v| v % i64::from(width) == 0);
         });
-        if fits && lanes.is_some() {
+        if fits && lanes.is_some() && allow(k, Buf(b as u32)) {
             k.buffers[b].scope = Scope::Reg;
             let line = format!("registers %{}", k.buffers[b].name);
             k.trace.push(line);

@@ -3,7 +3,8 @@
 use marquetry_ir::loops::{Expr, Kernel, LoopKind, Node, Scope, Stmt, Var};
 
 use super::tree::{bodies, find, loops, uses, visit};
-use super::{unroll, vectorize, vectorize_reduce};
+use super::{Config, ScheduleError, unroll, vectorize, vectorize_reduce};
+use crate::manager::Rewrites;
 
 /// Most statements that the expansion of a short loop may have per iteration.
 const SMALL: i64 = 8;
@@ -20,6 +21,11 @@ const SMALL: i64 = 8;
 /// Loops with run-time extents count as long ones with a tail. Unrolled loops are vectorized only where they choose among
 /// registers; they may contain other loops.
 pub fn default_schedule(k: &mut Kernel) {
+    schedule(k, &Config::default(), &Rewrites::default());
+}
+
+/// As [`default_schedule`], within a choice; each step but those that loops over registers need asks `rewrites`.
+pub(super) fn schedule(k: &mut Kernel, config: &Config, rewrites: &Rewrites) {
     let mut all: Vec<Var> = loops(&k.body)
         .into_iter()
         .filter_map(|s| if let Stmt::For { var, .. } = s { Some(*var) } else { None })
@@ -37,18 +43,29 @@ pub fn default_schedule(k: &mut Kernel) {
         if !considered {
             continue;
         }
-        if (registers || loops(&l.body).is_empty()) && make_vectors(k, v, &l.extent) {
+        if config.vectorize && (registers || loops(&l.body).is_empty()) && make_vectors(k, v, &l.extent, rewrites) {
             continue;
         }
         let short = l.extent.as_int().is_some_and(|n| n < 4) && size(&l.body) <= SMALL;
-        if l.kind == LoopKind::Serial && (short || registers) {
+        if l.kind == LoopKind::Serial && registers {
             // A longer loop over registers stays, and the verifier reports it.
             let _ = unroll(k, v);
+        } else if l.kind == LoopKind::Serial && short && config.unroll {
+            step(k, rewrites, |k| unroll(k, v));
         }
     }
 }
 
-fn make_vectors(k: &mut Kernel, v: Var, extent: &Expr) -> bool {
+/// Applies a primitive, if another rewrite may be made and its preconditions hold.
+fn step<T>(k: &mut Kernel, rewrites: &Rewrites, f: impl FnOnce(&mut Kernel) -> Result<T, ScheduleError>) -> bool {
+    let done = rewrites.open() && f(k).is_ok();
+    if done {
+        rewrites.applied(|| format!("schedule @{}: {}", k.name, k.trace.last().map_or("", |t| t)));
+    }
+    done
+}
+
+fn make_vectors(k: &mut Kernel, v: Var, extent: &Expr, rewrites: &Rewrites) -> bool {
     let (reduce, lanes) = match extent.as_int() {
         None => (16, 8),
         Some(n) if n % 16 == 0 || n > 16 && n % 4 != 0 => (16, 8),
@@ -58,8 +75,8 @@ fn make_vectors(k: &mut Kernel, v: Var, extent: &Expr) -> bool {
         Some(_) => return false,
     };
     // Narrower vectors may still fit where rows are short.
-    [16, 8, 4].iter().any(|w| *w <= reduce && vectorize_reduce(k, v, *w, 1).is_ok())
-        || [8, 4].iter().any(|w| *w <= lanes && vectorize(k, v, *w).is_ok())
+    [16, 8, 4].iter().any(|w| *w <= reduce && step(k, rewrites, |k| vectorize_reduce(k, v, *w, 1)))
+        || [8, 4].iter().any(|w| *w <= lanes && step(k, rewrites, |k| vectorize(k, v, *w)))
 }
 
 /// Statements after expansion of unrolled loops.

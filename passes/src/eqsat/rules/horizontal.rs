@@ -7,9 +7,11 @@ use marquetry_ir::Elem;
 use marquetry_ir::graph::{Attr, Op, Ty};
 
 use super::{Bound, rules};
+use crate::eqsat::Config;
 use crate::eqsat::extract::Group;
 use crate::eqsat::facts::{Graph, add};
 use crate::eqsat::term::Term;
+use crate::manager::Rewrites;
 
 rules! {
     /// Gate and up, row blocks in turn, so that one kernel has both in registers.
@@ -49,7 +51,10 @@ fn glu(g: &mut Graph, b: &Bound<'_>, act: i64) -> Option<Id> {
 pub const MERGE_LINEARS: &str = "merge-linears";
 
 /// [`MERGE_LINEARS`]: products of one input with packed weights of one type become one over joined rows, then slices.
-pub fn merge_siblings(g: &mut Graph) -> Vec<Group> {
+pub fn merge_siblings(g: &mut Graph, region: &str, config: &Config, rewrites: &Rewrites) -> Vec<Group> {
+    if !config.rules.allows(MERGE_LINEARS) {
+        return vec![];
+    }
     type Key = (Id, Op, Elem);
     let mut by_input: BTreeMap<Key, Vec<(Id, Id)>> = BTreeMap::new();
     let mut classes: Vec<Id> = g.classes().map(|c| c.id).collect();
@@ -67,7 +72,11 @@ pub fn merge_siblings(g: &mut Graph) -> Vec<Group> {
     }
     let mut groups = vec![];
     for ((x, op, _), siblings) in by_input.into_iter().filter(|(_, s)| s.len() > 1) {
+        if !rewrites.open() {
+            break;
+        }
         if let Some(members) = merged(g, x, op, &siblings) {
+            rewrites.applied(|| format!("eqsat @{region}: `{MERGE_LINEARS}` of {} siblings", members.len()));
             groups.push(Group { rule: MERGE_LINEARS, members });
         }
     }

@@ -1,0 +1,208 @@
+//! The table of passes: what pipelines, help, documentation and timing know about them.
+
+use marquetry_ir::graph::{Module, TypeError};
+use marquetry_ir::program::Program;
+
+use super::pipeline::{OptionDecl, OptionKind, Step};
+use super::{Ir, Options, PassError, Reports, Rewrites};
+use crate::eqsat::{self, Exact};
+use crate::{bind, canon, fuse, lower, outline, plan, schedule};
+
+/// What a pass is given beside the IR.
+pub struct Cx<'a> {
+    /// Options of the whole compilation.
+    pub options: &'a Options,
+    /// Options of this step.
+    pub step: &'a Step,
+    /// Asked before each rewrite.
+    pub rewrites: &'a Rewrites,
+    /// Filled by passes that report.
+    pub reports: &'a mut Reports,
+}
+
+type Run = fn(Ir, &mut Cx<'_>) -> Result<Ir, PassError>;
+
+/// A pass.
+pub struct Pass {
+    /// Name in pipelines and dumps.
+    pub name: &'static str,
+    /// What the IR after it is called.
+    pub stage: &'static str,
+    /// One line of documentation.
+    pub doc: &'static str,
+    /// What holds after it.
+    pub after: &'static str,
+    /// What it may do to numbers, with strict numerics.
+    pub numbers: Exact,
+    /// Its options.
+    pub options: &'static [OptionDecl],
+    pub(super) run: Run,
+}
+
+/// The stage before the first pass.
+pub const TRACE: &str = "trace";
+
+const fn option(name: &'static str, kind: OptionKind, default: &'static str, doc: &'static str) -> OptionDecl {
+    OptionDecl { name, kind, default, doc }
+}
+
+const fn flag(name: &'static str, doc: &'static str) -> OptionDecl {
+    option(name, OptionKind::Flag, "true", doc)
+}
+
+fn graph(ir: Ir, cx: &Cx<'_>, f: impl FnOnce(&Module) -> Result<Module, TypeError>) -> Result<Ir, PassError> {
+    let pass = cx.step.pass.name;
+    let Ir::Graph(m) = ir else { return Err(PassError::Level { pass, wants: "graph IR" }) };
+    f(&m).map(Ir::Graph).map_err(|error| PassError::Type { pass, error })
+}
+
+fn program(ir: Ir, cx: &Cx<'_>, f: impl FnOnce(&mut Program)) -> Result<Ir, PassError> {
+    let Ir::Program(mut p) = ir else {
+        return Err(PassError::Level { pass: cx.step.pass.name, wants: "a program" });
+    };
+    f(&mut p);
+    Ok(Ir::Program(p))
+}
+
+/// Every pass, in the order of the default pipeline.
+pub static PASSES: &[Pass] = &[
+    Pass {
+        name: "specialize",
+        stage: "specialize",
+        doc: "narrows symbols to the sizes asked for",
+        after: "symbols of one value are gone from types",
+        numbers: Exact::Bitwise,
+        options: &[option("sizes", OptionKind::Sizes, "", "symbols and their sizes, beside those of the compilation")],
+        run: |ir, cx| {
+            let mut sizes = cx.options.sizes.clone();
+            sizes.extend(cx.step.sizes("sizes").iter().cloned());
+            graph(ir, cx, |m| bind::specialize(m, &sizes))
+        },
+    },
+    Pass {
+        name: "canon",
+        stage: "canon",
+        doc: "one spelling for the same thing, computed once; unused operations go away",
+        after: "no `rope`, no move that changes nothing, no operation twice, none unused",
+        numbers: Exact::Bitwise,
+        options: &[],
+        run: |ir, cx| graph(ir, cx, canon::run),
+    },
+    Pass {
+        name: "outline",
+        stage: "outline",
+        doc: "layers of equal structure become one function",
+        after: "pieces that occur twice or more are functions, called from the entry",
+        numbers: Exact::Bitwise,
+        options: &[],
+        run: |ir, cx| graph(ir, cx, outline::run),
+    },
+    Pass {
+        name: "eqsat",
+        stage: "eqsat",
+        doc: "equality saturation: recognition, merges, layouts",
+        after: "the cheapest known form of each function by the cost model; types of results as before",
+        numbers: Exact::Reassociates,
+        options: &[
+            option("iterations", OptionKind::Count, "16", "most rounds over the rules of a phase"),
+            option("nodes", OptionKind::Count, "20000", "most e-nodes of a function"),
+            option("rules", OptionKind::Names(eqsat::rule_names), "", "rules that run, or with `-` that do not"),
+        ],
+        run: |ir, cx| {
+            let limits = eqsat::Limits { nodes: cx.step.count("nodes"), rounds: cx.step.count("iterations") };
+            let (target, numerics, rules) = (cx.options.target, cx.options.numerics, cx.step.names("rules"));
+            let config = eqsat::Config { target, numerics, limits, rules };
+            let mut reports = vec![];
+            let ir = graph(ir, cx, |m| {
+                let (m, r) = eqsat::run_with(m, &config, cx.rewrites)?;
+                reports = r;
+                Ok(m)
+            })?;
+            cx.reports.eqsat = reports;
+            Ok(ir)
+        },
+    },
+    Pass {
+        name: "fuse",
+        stage: "fused",
+        doc: "operations are grouped into kernels",
+        after: "every computation is in a `fused` function; what is outside are leaves, calls and packing of weights",
+        numbers: Exact::Bitwise,
+        options: &[],
+        run: |ir, cx| graph(ir, cx, |m| fuse::run_with(m, cx.rewrites)),
+    },
+    Pass {
+        name: "lower",
+        stage: "loops",
+        doc: "groups become loops, calls become launches",
+        after: "a program: one kernel per kind of group, a straight line of launches, each waiting for all before it",
+        numbers: Exact::Reassociates,
+        options: &[],
+        run: |ir, cx| {
+            let pass = cx.step.pass.name;
+            let Ir::Graph(m) = ir else { return Err(PassError::Level { pass, wants: "graph IR" }) };
+            let p = lower::lower(&m).map_err(|message| PassError::Unsupported { pass, message })?;
+            Ok(Ir::Program(Box::new(p)))
+        },
+    },
+    Pass {
+        name: "schedule",
+        stage: "scheduled",
+        doc: "loops are split, vectorized and unrolled",
+        after: "every step is a line of its kernel's trace; what a backend can not spell is gone",
+        numbers: Exact::Reassociates,
+        options: &[
+            flag("vectorize", "innermost loops become vectors"),
+            flag("unroll", "short loops are expanded"),
+            flag("registers", "small scratch buffers move into registers"),
+        ],
+        run: |ir, cx| {
+            let (vectorize, unroll, registers) =
+                (cx.step.flag("vectorize"), cx.step.flag("unroll"), cx.step.flag("registers"));
+            let config = schedule::Config { vectorize, unroll, registers };
+            program(ir, cx, |p| schedule::run_with(p, &config, cx.rewrites))
+        },
+    },
+    Pass {
+        name: "plan",
+        stage: "plan",
+        doc: "buffers share the arena, launches wait for what they need",
+        after: "buffers that are alive at the same time do not overlap; `sync` only where data flows",
+        numbers: Exact::Bitwise,
+        options: &[
+            flag("reuse", "buffers share bytes of the arena"),
+            flag("relax", "launches wait only for what they depend on"),
+        ],
+        run: |ir, cx| {
+            let config = plan::Config { reuse: cx.step.flag("reuse"), relax: cx.step.flag("relax") };
+            program(ir, cx, |p| plan::run_with(p, &config))
+        },
+    },
+];
+
+/// The table as a page of documentation.
+pub fn documentation() -> String {
+    let mut out = String::from(
+        "# Passes\n\nGenerated from the table in `passes/src/manager/table.rs` (`BLESS=1 cargo test -p marquetry-passes`).\n\nA \
+         pipeline is text: `canon,outline,eqsat{iterations=8,rules=-swiglu},fuse`. Without one the passes below run in this \
+         order.\nLists in options are separated by `;`. IR is verified before and after each pass; `--check-pass` also \
+         interprets it.\n\n| pass | stage after it | what it does | what holds after it | numbers |\n| --- | --- | --- | --- | \
+         --- |\n",
+    );
+    for p in PASSES {
+        let numbers = format!("{:?}", p.numbers).to_lowercase();
+        out.push_str(&format!("| {} | {} | {} | {} | {numbers} |\n", p.name, p.stage, p.doc, p.after));
+    }
+    out.push_str("\n| pass | option | holds | default | meaning |\n| --- | --- | --- | --- | --- |\n");
+    for (p, o) in PASSES.iter().flat_map(|p| p.options.iter().map(move |o| (p, o))) {
+        let kind = match o.kind {
+            OptionKind::Count => "positive integer",
+            OptionKind::Flag => "`true`, `false`",
+            OptionKind::Names(_) => "names",
+            OptionKind::Sizes => "`n:1`, `n:1..=8`",
+        };
+        let default = if o.default.is_empty() { "none".into() } else { format!("`{}`", o.default) };
+        out.push_str(&format!("| {} | {} | {kind} | {default} | {} |\n", p.name, o.name, o.doc));
+    }
+    out
+}
