@@ -110,10 +110,42 @@ fn limits(m: &Module, f: &Function, sizes: &[i64]) -> Vec<Option<Limit>> {
         let old = all[v.0 as usize].unwrap_or(Limit { below: i64::MAX, distinct: false });
         all[v.0 as usize] = Some(Limit { below: old.below.min(below), distinct: old.distinct || distinct });
     }
+    let defs = f.defs();
+    let def = |v: Value| defs[v.0 as usize].map(|i| &f.insts[i]);
     for inst in f.insts.iter().rev() {
         let x = &inst.operands;
         match inst.op {
-            Op::Gather => set(&mut all, x[1], extent(x[0], 0), false),
+            Op::Gather => {
+                set(&mut all, x[1], extent(x[0], 0), false);
+                if let Some(l) = all[inst.results[0].0 as usize] {
+                    set(&mut all, x[0], l.below, l.distinct);
+                }
+            }
+            // A mask by position: there are no positions beyond those that it counts.
+            Op::Le => {
+                if let (Some(d), Some(t)) = (def(x[0]).filter(|d| d.op == Op::Iota), f.ty(x[0]).as_tensor()) {
+                    set(&mut all, x[1], t.shape.get(d.attrs[0].as_int() as usize).map_or(1, eval), false);
+                }
+            }
+            // An index computed as a number times a constant, plus a count.
+            Op::Add | Op::Mul => {
+                let Some(l) = all[inst.results[0].0 as usize] else { continue };
+                let (attrs, shape) = match def(x[1]) {
+                    Some(d) => (&d.attrs, f.ty(x[1]).as_tensor().map(|t| &t.shape)),
+                    None => continue,
+                };
+                let below = match (inst.op, def(x[1]).map(|d| d.op), shape) {
+                    (Op::Add, Some(Op::Iota), Some(s)) => {
+                        l.below - s.get(attrs[0].as_int() as usize).map_or(1, eval) + 1
+                    }
+                    (Op::Mul, Some(Op::Const), _) => {
+                        let by = (attrs[0].as_f32() as i64).max(1);
+                        (l.below + by - 1) / by
+                    }
+                    _ => continue,
+                };
+                set(&mut all, x[0], below, l.distinct);
+            }
             Op::KvAppend => set(&mut all, x[3], slots(x[0]), true),
             Op::Attend => {
                 let page = inst.attrs[3].as_int().max(1);

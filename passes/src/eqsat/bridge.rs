@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use egg::Id;
 use marquetry_ir::Syms;
-use marquetry_ir::graph::{Attr, Builder, Class, Function, Inst, Loc, Module, Op, TypeError, Value};
+use marquetry_ir::graph::{Attr, Builder, Class, Function, Inst, Loc, Module, Op, Ty, TypeError, Value};
 
 use super::cost::Target;
 use super::extract::node_cost;
@@ -37,7 +37,7 @@ pub fn weight_arguments(m: &Module) -> HashMap<String, Vec<bool>> {
 pub struct Region {
     /// The e-graph.
     pub graph: Graph,
-    /// Classes whose values the function needs: operands of calls, state updates, results.
+    /// Classes whose values the function needs: operands of calls, updates of states, results.
     pub roots: Vec<Id>,
     ids: Vec<Option<Id>>,
     leaves: Vec<Value>,
@@ -62,7 +62,7 @@ impl Region {
                     children.extend(inst.attrs.iter().map(|a| r.graph.add(Term::Attr(a.clone()))));
                     let id = r.graph.add(Term::Op(inst.op, children));
                     r.ids[inst.results[0].0 as usize] = Some(id);
-                    if inst.op.class() == Class::State {
+                    if is_update(f, inst) {
                         r.roots.push(id);
                     }
                 }
@@ -111,8 +111,10 @@ impl Region {
         for inst in &f.insts {
             match inst.op {
                 Op::Param | Op::State | Op::Call => w.outside(inst)?,
-                // Reads and updates of a state keep their order.
-                op if op.class() == Class::State => drop(w.value(inst.results[0])?),
+                _ if is_update(f, inst) => {
+                    w.readers(inst)?;
+                    w.value(inst.results[0])?;
+                }
                 _ => {}
             }
         }
@@ -122,6 +124,11 @@ impl Region {
         }
         crate::canon::sweep(syms, &w.b.func)
     }
+}
+
+/// Does it make a new version of a state?
+fn is_update(f: &Function, inst: &Inst) -> bool {
+    inst.op.class() == Class::State && inst.results.iter().any(|r| matches!(f.ty(*r), Ty::Kv(_)))
 }
 
 struct Writer<'a, 's> {
@@ -149,8 +156,29 @@ impl Writer<'_, '_> {
         self.class(id)
     }
 
+    /// Writes what reads the versions of states that `inst` consumes, so that no old version is read.
+    fn readers(&mut self, inst: &Inst) -> Result<(), TypeError> {
+        let g = &self.region.graph;
+        let state = |v: &&Value| matches!(self.f.ty(**v), Ty::Kv(_));
+        let ids: Vec<Id> = inst
+            .operands
+            .iter()
+            .filter(state)
+            .filter_map(|v| self.region.ids[v.0 as usize])
+            .map(|i| g.find(i))
+            .collect();
+        let reads = |n: &Term| match n {
+            Term::Op(op, children) => op.class() == Class::State && children.iter().any(|c| ids.contains(&g.find(*c))),
+            _ => false,
+        };
+        let is_kv = |id: Id| matches!(g[id].data.ty, Some(Ty::Kv(_)));
+        let found: Vec<Id> = self.chosen.iter().filter(|(id, n)| !is_kv(**id) && reads(n)).map(|(id, _)| *id).collect();
+        found.into_iter().try_for_each(|id| self.class(id).map(drop))
+    }
+
     /// `param`, `state`, `call`: kept as they are, over new operands.
     fn outside(&mut self, inst: &Inst) -> Result<(), TypeError> {
+        self.readers(inst)?;
         let operands = inst.operands.iter().map(|v| self.value(*v)).collect::<Result<_, _>>()?;
         self.b.loc = self.f.values[inst.results[0].0 as usize].loc.clone();
         let tys = inst.results.iter().map(|r| self.f.ty(*r).clone()).collect();

@@ -49,6 +49,16 @@ fn bytes(syms: &Syms, ty: &Ty) -> u64 {
     }
 }
 
+/// Picoseconds per element of an elementwise operator.
+fn arithmetic(op: Op) -> u64 {
+    match op {
+        Op::Exp | Op::Log | Op::Tanh | Op::Erf | Op::Sin | Op::Cos | Op::Div | Op::Rsqrt => 160,
+        // No dearer than its expansion.
+        _ if op.info().expand.is_some() => 60,
+        _ => 40,
+    }
+}
+
 /// Cost of one node given the types of its operands and result.
 pub fn node(target: Target, syms: &Syms, op: Op, operands: &[&Ty], result: &Ty, weight_only: bool) -> u64 {
     if weight_only {
@@ -59,8 +69,8 @@ pub fn node(target: Target, syms: &Syms, op: Op, operands: &[&Ty], result: &Ty, 
         Class::Leaf | Class::Call => 0,
         // Views: a hair above nothing, so that fewer win ties.
         Class::Movement => 1,
-        // Fused into a neighbour as a rule: arithmetic only, and its expansion is no dearer.
-        Class::Elementwise => elements(syms, result).saturating_mul(if op.info().expand.is_some() { 60 } else { 40 }),
+        // Fused into a neighbour as a rule: arithmetic only.
+        Class::Elementwise => elements(syms, result).saturating_mul(arithmetic(op)),
         Class::Contract => {
             let k = operands.first().and_then(|t| t.as_tensor()).and_then(|t| t.shape.last());
             let rows = operands.get(1).and_then(|t| t.as_tensor()).and_then(|t| t.shape.first());

@@ -355,7 +355,7 @@ const WRONG: &[Wrong] = &[
             %2 = state {name = \"kv\"} : kv.f32[32, 1, 4]
             %3 = kv_append %2, %0, %0, %1 : kv.f32[32, 1, 4]
             %4 = kv_read %3 {which = 0} : f32[32, 1, 4]
-            return \"y\" = %4", by: "verifier",
+            return \"y\" = %4", by: "bits",
     },
     Wrong {
         name: "a reshape forgotten", exact: Exact::Bitwise,

@@ -1,6 +1,8 @@
 //! The rules, as data: one table per kind of rewrite.
 
 mod algebra;
+mod attention;
+mod dig;
 mod fuse;
 pub mod horizontal;
 mod layout;
@@ -203,7 +205,8 @@ use rules;
 
 /// Every rule, in rank order.
 pub static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
-    [recognise::TABLE, algebra::TABLE, movement::TABLE, layout::TABLE, fuse::TABLE, horizontal::TABLE].concat()
+    [recognise::TABLE, attention::TABLE, algebra::TABLE, movement::TABLE, layout::TABLE, fuse::TABLE, horizontal::TABLE]
+        .concat()
 });
 
 /// The patterns of every rule, in the order of [`RULES`]. A left side that does not parse has none; a test sees to it.
