@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::weights::Stored;
+
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 /// A parameter: a shape and an identity. Its numbers come from the weight file, its storage type too.
@@ -9,12 +11,24 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 pub struct Param {
     id: u64,
     shape: Vec<usize>,
+    stored: Option<Stored>,
 }
 
 impl Param {
     /// A parameter of that shape.
     pub fn new(shape: &[usize]) -> Param {
-        Param { id: NEXT.fetch_add(1, Ordering::Relaxed), shape: shape.to_vec() }
+        Param { id: NEXT.fetch_add(1, Ordering::Relaxed), shape: shape.to_vec(), stored: None }
+    }
+
+    /// Declares how files store it, where that is not under its own name as it is.
+    pub fn stored(mut self, stored: Stored) -> Param {
+        self.stored = Some(stored);
+        self
+    }
+
+    /// How files store it; none if under its own name as it is.
+    pub fn how_stored(&self) -> Option<&Stored> {
+        self.stored.as_ref()
     }
 
     /// Unique in the process.
@@ -41,6 +55,12 @@ pub fn join(path: &str, name: &str) -> String {
         (true, _) => name.to_string(),
         (_, true) => path.to_string(),
         _ => format!("{path}.{name}"),
+    }
+}
+
+impl<M: Module + ?Sized> Module for Box<M> {
+    fn visit<'a>(&'a self, path: &str, f: &mut dyn FnMut(&str, &'a Param)) {
+        (**self).visit(path, f);
     }
 }
 

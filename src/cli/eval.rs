@@ -58,6 +58,7 @@ fn logits(engine: &mut Engine, tokens: &[u32], step: bool) -> Result<Vec<f32>, E
     if !step {
         return engine.prefill(tokens, Rows::All);
     }
+    engine.expect(tokens.len());
     let mut all = vec![];
     for &t in tokens {
         all.extend_from_slice(engine.decode(t)?);

@@ -6,7 +6,7 @@ use std::process::Command;
 use marquetry::Error;
 use marquetry::codegen::cranelift::{CraneliftOptions, compile};
 use marquetry::engine::{EngineOptions, cpu_features};
-use marquetry::frontend::config::ARCHITECTURES;
+use marquetry::frontend::models::{ARCHITECTURES, Architecture};
 use marquetry::ir::Syms;
 use marquetry::model::cache_dir;
 use serde_json::{Value, json};
@@ -29,10 +29,10 @@ pub struct DoctorArgs {
 
 pub fn models(args: &ModelsArgs, ui: &Ui) -> Result<(), Error> {
     if args.json {
-        let list = ARCHITECTURES.map(|(name, arch)| json!({ "model_type": name, "implementation": arch }));
-        return ui.json(&json!(list));
+        let row = |a: &Architecture| json!({ "name": a.name, "types": a.types, "classes": a.classes, "features": a.features });
+        return ui.json(&json!(ARCHITECTURES.iter().map(row).collect::<Vec<_>>()));
     }
-    ARCHITECTURES.iter().try_for_each(|(name, arch)| ui.line(&format!("{name:<16} {arch}")))
+    ARCHITECTURES.iter().try_for_each(|a| ui.line(&format!("{:<12} {:<44} {}", a.name, a.types.join(", "), a.features)))
 }
 
 pub fn doctor(args: &DoctorArgs, ui: &Ui) -> Result<(), Error> {

@@ -175,7 +175,7 @@ fn tensor_line(t: &Value) -> String {
 fn summary(model: &LoadedModel, as_json: bool, ui: &Ui) -> Result<(), Error> {
     let weights = &model.weights;
     let views = weights.names().filter_map(|n| Some((n, weights.get(n)?)));
-    let tensors: Vec<Value> = views.map(|(n, v)| tensor(n, &v.elem.to_string(), v.shape, v.bytes.len())).collect();
+    let tensors: Vec<Value> = views.map(|(n, v)| tensor(n, &v.elem.to_string(), &v.shape, v.bytes.len())).collect();
     let views = || weights.names().filter_map(|n| weights.get(n));
     let parameters: usize = views().map(|v| v.shape.iter().product::<usize>()).sum();
     let bytes: usize = views().map(|v| v.bytes.len()).sum();

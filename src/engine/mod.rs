@@ -94,6 +94,8 @@ pub enum Rows {
 struct StepArgs<'a> {
     tokens: &'a [i32],
     rows: &'a [i32],
+    /// Length that each token's sequence has after the step, or is known to get.
+    span: &'a [i32],
     kv: &'a StepInputs,
 }
 
@@ -116,6 +118,7 @@ impl StepArgs<'_> {
         Some(match name {
             "tokens" => self.tokens,
             "rows" => self.rows,
+            "span" => self.span,
             "pos" => &self.kv.pos,
             "seq" => &self.kv.seq,
             "slot" => &self.kv.slot,
@@ -143,6 +146,8 @@ pub struct Engine {
     sequence: SeqId,
     /// Tokens in the cache.
     history: Vec<u32>,
+    /// Length that the sequence is known to get.
+    expected: usize,
     inputs: StepInputs,
     logits: AlignedBytes,
     stats: Stats,
@@ -177,7 +182,7 @@ impl Engine {
         let sequence = kv.start();
         let logits = AlignedBytes::new(0, "logits")?;
         let (history, inputs, stats) = (vec![], StepInputs::default(), Stats::default());
-        Ok(Engine { model, machine, options, numerics, kv, sequence, history, inputs, logits, stats })
+        Ok(Engine { model, machine, options, numerics, kv, sequence, history, expected: 0, inputs, logits, stats })
     }
 
     /// The model.
@@ -224,6 +229,12 @@ impl Engine {
         self.machine.prepare(Bucket::Decode, &mut self.stats)
     }
 
+    /// Says how long the sequence will get at least. Models whose rotation depends on the length compute the first tokens as part
+    /// of a sequence of that length; otherwise the length after each step counts.
+    pub fn expect(&mut self, tokens: usize) {
+        self.expected = tokens;
+    }
+
     /// Empties the cache.
     ///
     /// # Errors
@@ -234,6 +245,7 @@ impl Engine {
 
     /// Keeps the first `len` tokens of the cache.
     fn keep(&mut self, len: usize) -> Result<(), Error> {
+        self.expected = 0;
         if len < self.history.len() {
             // Pages are never shared here, so there is nothing to copy.
             self.kv.truncate(self.sequence, len)?;
@@ -286,6 +298,7 @@ impl Engine {
             Rows::All => (MAX_LOGITS / row_bytes).clamp(1, CHUNK),
         };
         let mut left = tokens.len();
+        self.expected = self.expected.max(self.history.len() + left);
         for part in tokens.chunks(chunk) {
             left -= part.len();
             self.step(part, want)?;
@@ -352,9 +365,11 @@ impl Engine {
 
     fn run(&mut self, tokens: &[u32], rows: &[i32], bytes: usize) -> Result<(), Error> {
         let ids: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
-        let pages = (self.history.len() + tokens.len()).div_ceil(PAGE);
+        let len = self.history.len() + tokens.len();
+        let span = vec![i32::try_from(len.max(self.expected)).unwrap_or(i32::MAX); tokens.len()];
+        let pages = len.div_ceil(PAGE);
         self.kv.step(&[(self.sequence, tokens.len())], pages, &mut self.inputs)?;
-        let args = StepArgs { tokens: &ids, rows, kv: &self.inputs };
+        let args = StepArgs { tokens: &ids, rows, span: &span, kv: &self.inputs };
         let logits = bytemuck::cast_slice_mut(&mut self.logits[..bytes]);
         self.machine.step(&args, logits, &mut self.stats)
     }

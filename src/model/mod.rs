@@ -65,13 +65,14 @@ impl LoadedModel {
     pub fn open(argument: &str, options: &LoadOptions, progress: &mut dyn FnMut(&str)) -> Result<LoadedModel, Error> {
         let start = Instant::now();
         let path = Reference::parse(argument)?.locate(options, progress)?;
-        let weights = Weights::open(&path)?;
+        let mut weights = Weights::open(&path)?;
         let config = match weights.source() {
             WeightSource::Gguf(file) => ModelConfig::from_gguf(file)?,
             WeightSource::Safetensors(_) => ModelConfig::open(&path)?,
         };
         let limits = Limits { tokens: CHUNK, sequences: 1, context: context_of(&config), page: PAGE };
         let text = trace_model(&config, limits)?;
+        weights.declare(&text.stored).map_err(Error::Weights)?;
         weights.bind(&expected(&text.module)).map_err(Error::Weights)?;
         let tokenizer = tokenizer_of(&path, &weights)?;
         Ok(LoadedModel { path, config, text, weights, tokenizer, load_s: start.elapsed().as_secs_f64() })

@@ -29,7 +29,8 @@ fn options(field: &syn::Field) -> syn::Result<Options> {
     Ok(o)
 }
 
-/// Implements `Module`: every field is a module (`Param`, another module, `Vec` or `Option` of one) unless marked.
+/// Implements `Module`: every field is a module (`Param`, another module, `Vec` or `Option` of one) unless marked. A variant of an
+/// enum holds one module.
 ///
 /// * `#[module(name = "q_proj")]` uses another name than the field's;
 /// * `#[module(flatten)]` adds nothing to the path;
@@ -44,9 +45,39 @@ pub fn derive_module(input: TokenStream) -> TokenStream {
 }
 
 fn expand(input: &DeriveInput) -> syn::Result<proc_macro2::TokenStream> {
-    let Data::Struct(data) = &input.data else {
-        return Err(syn::Error::new_spanned(&input.ident, "a module is a struct"));
+    let body = match &input.data {
+        Data::Struct(data) => fields(input, data)?,
+        Data::Enum(data) => variants(data)?,
+        Data::Union(_) => return Err(syn::Error::new_spanned(&input.ident, "a module is a struct or an enum")),
     };
+    let ident = &input.ident;
+    let (generics, types, clause) = input.generics.split_for_impl();
+    Ok(quote! {
+        impl #generics ::marquetry_frontend::Module for #ident #types #clause {
+            fn visit<'visit>(&'visit self, path: &str, f: &mut dyn FnMut(&str, &'visit ::marquetry_frontend::Param)) {
+                #body
+            }
+        }
+    })
+}
+
+/// Each variant holds one module, which has the path of the whole.
+fn variants(data: &syn::DataEnum) -> syn::Result<proc_macro2::TokenStream> {
+    let mut arms = vec![];
+    for v in &data.variants {
+        let Fields::Unnamed(fields) = &v.fields else {
+            return Err(syn::Error::new_spanned(v, "a variant of a module holds one module: `Name(Type)`"));
+        };
+        if fields.unnamed.len() != 1 {
+            return Err(syn::Error::new_spanned(v, "a variant of a module holds one module: `Name(Type)`"));
+        }
+        let ident = &v.ident;
+        arms.push(quote! { Self::#ident(m) => ::marquetry_frontend::Module::visit(m, path, f), });
+    }
+    Ok(quote! { match self { #(#arms)* } })
+}
+
+fn fields(input: &DeriveInput, data: &syn::DataStruct) -> syn::Result<proc_macro2::TokenStream> {
     let Fields::Named(fields) = &data.fields else {
         return Err(syn::Error::new_spanned(&input.ident, "a module has named fields"));
     };
@@ -64,13 +95,5 @@ fn expand(input: &DeriveInput) -> syn::Result<proc_macro2::TokenStream> {
             quote! { ::marquetry_frontend::Module::visit(&self.#ident, &::marquetry_frontend::join(path, #name), f); }
         });
     }
-    let ident = &input.ident;
-    let (generics, types, clause) = input.generics.split_for_impl();
-    Ok(quote! {
-        impl #generics ::marquetry_frontend::Module for #ident #types #clause {
-            fn visit<'visit>(&'visit self, path: &str, f: &mut dyn FnMut(&str, &'visit ::marquetry_frontend::Param)) {
-                #(#visits)*
-            }
-        }
-    })
+    Ok(quote! { #(#visits)* })
 }

@@ -46,7 +46,7 @@ pub enum ConfigError {
     #[error("`head_dim` must be even for rotary embeddings, is {found}; correct it in the configuration")]
     HeadDim { found: usize },
     /// A bad or unknown rope scaling.
-    #[error("rope scaling: {what}; supported types: default, linear, llama3")]
+    #[error("rope scaling: {what}; supported types: default, linear, dynamic, llama3, yarn, longrope")]
     RopeScaling { what: String },
     /// A special token outside the vocabulary.
     #[error("`{key}` is {id}, `vocab_size` is {vocab}; correct it in the configuration")]

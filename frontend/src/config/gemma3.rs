@@ -56,8 +56,15 @@ impl Gemma3Config {
     /// All problems, in the order of reading.
     pub fn from_config(config: &ModelConfig) -> Result<Gemma3Config, Vec<ConfigError>> {
         let mut keys = Keys::new(config);
+        let out = Gemma3Config::read(&mut keys);
+        keys.finish().map(|()| out)
+    }
+
+    /// Reads the settings; problems stay in `keys`.
+    pub(crate) fn read(keys: &mut Keys<'_>) -> Gemma3Config {
         // Published configurations leave these out where they have the values of the architecture's first model.
         let defaults = Defaults {
+            intermediate_size: None,
             num_attention_heads: Some(8),
             num_key_value_heads: Some(4),
             head_dim: Some(256),
@@ -87,8 +94,10 @@ impl Gemma3Config {
                 keys.errors.push(ConfigError::RopeScaling { what });
             }
         }
-        let full_attention = layer_kinds(&mut keys, num_hidden_layers);
-        let out = Gemma3Config {
+        let pattern = keys.int_or_null("sliding_window_pattern", 1..=4096);
+        let pattern = pattern.or(keys.int_or_null("_sliding_window_pattern", 1..=4096)).unwrap_or(6);
+        let full_attention = keys.full_attention(num_hidden_layers, |i| (i + 1).is_multiple_of(pattern));
+        Gemma3Config {
             hidden_size,
             intermediate_size,
             num_hidden_layers,
@@ -108,32 +117,20 @@ impl Gemma3Config {
             attention_bias: keys.bool("attention_bias", false),
             bos_token_id: keys.tokens("bos_token_id", vocab_size).first().copied(),
             eos_token_ids: keys.tokens("eos_token_id", vocab_size),
-        };
-        keys.finish().map(|()| out)
+        }
     }
-}
 
-/// Which layers see everything: `layer_types`, or every `sliding_window_pattern`-th.
-fn layer_kinds(keys: &mut Keys<'_>, layers: usize) -> Vec<bool> {
-    let pattern = keys.int_or_null("sliding_window_pattern", 1..=4096);
-    let pattern = pattern.or(keys.int_or_null("_sliding_window_pattern", 1..=4096)).unwrap_or(6);
-    let by_pattern = || (1..=layers.min(4096)).map(|i| i.is_multiple_of(pattern)).collect();
-    let Some(types) = keys.get("layer_types") else { return by_pattern() };
-    let kind = |v: &Value| match v.as_str() {
-        Some("full_attention") => Some(true),
-        Some("sliding_attention") => Some(false),
-        _ => None,
-    };
-    let kinds: Option<Vec<bool>> = types.as_array().and_then(|types| types.iter().map(kind).collect());
-    match kinds {
-        Some(kinds) if kinds.len() == layers => kinds,
-        _ => {
-            keys.errors.push(ConfigError::Range {
-                key: "layer_types".to_owned(),
-                expected: format!("a list of {layers} times full_attention or sliding_attention"),
-                found: types.as_array().map_or("no list".to_owned(), |t| format!("a list of {}", t.len())),
-            });
-            by_pattern()
+    /// The sizes that all models have.
+    pub(crate) fn common(&self) -> Common {
+        Common {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: self.num_attention_heads,
+            num_key_value_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
+            max_position_embeddings: self.max_position_embeddings,
+            vocab_size: self.vocab_size,
         }
     }
 }

@@ -4,36 +4,10 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
+use super::rope::{self, RopeScaling};
 use super::{ConfigError, ModelConfig, Source};
+use crate::nn::Act;
 use crate::suggest;
-
-/// How rotary frequencies are stretched for long contexts.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all.
-    Default,
-    /// All frequencies are divided by `factor`.
-    Linear {
-        /// At least 1 in practice.
-        factor: f64,
-    },
-    /// Low frequencies are divided by `factor`, high ones kept, with a ramp between.
-    Llama3 {
-        /// Divisor of low frequencies.
-        factor: f64,
-        /// Wavelengths above `original / low_freq_factor` are low frequencies.
-        low_freq_factor: f64,
-        /// Wavelengths below `original / high_freq_factor` are high frequencies.
-        high_freq_factor: f64,
-        /// Context length before scaling, in tokens.
-        original_max_position_embeddings: usize,
-    },
-    /// Frequency `i` is divided by `factors[i]`; there are `head_dim / 2`. Only GGUF files have it.
-    Factors {
-        /// One divisor per frequency.
-        factors: Vec<f64>,
-    },
-}
 
 /// Settings that change nothing in a text model's results. Those of token ids are read by who needs them.
 const HARMLESS: [&str; 44] = [
@@ -98,7 +72,7 @@ const FIXED: [(&str, &str); 10] = [
 ];
 
 /// A short JSON spelling for messages.
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(80) {
         Some((at, _)) => format!("{}...", text.get(..at).unwrap_or_default()),
@@ -107,23 +81,55 @@ fn shown(value: &Value) -> String {
 }
 
 /// Settings being read. Failed reads leave an error and give a harmless value, so that reading goes on.
-pub(super) struct Keys<'a> {
+pub struct Keys<'a> {
     arch: &'a str,
     source: Source,
     values: &'a Map<String, Value>,
     used: Vec<&'static str>,
+    /// Names of this architecture and of others for one setting.
+    renamed: Vec<(&'static str, &'static str)>,
+    /// Problems so far.
     pub errors: Vec<ConfigError>,
 }
 
 impl<'a> Keys<'a> {
+    /// The settings of a configuration.
     pub fn new(config: &'a ModelConfig) -> Keys<'a> {
-        Keys { arch: &config.arch, source: config.source, values: &config.values, used: Vec::new(), errors: Vec::new() }
+        Keys {
+            arch: &config.arch,
+            source: config.source,
+            values: &config.values,
+            used: Vec::new(),
+            renamed: Vec::new(),
+            errors: Vec::new(),
+        }
+    }
+
+    /// Lets settings be read by the second name of each pair; the first is what this architecture calls them.
+    pub fn rename(&mut self, pairs: &[(&'static str, &'static str)]) {
+        self.renamed.extend(pairs);
+    }
+
+    fn look(&self, key: &str) -> Option<&'a Value> {
+        let own =
+            || self.renamed.iter().filter(|(_, common)| *common == key).find_map(|(own, _)| self.values.get(*own));
+        self.values.get(key).or_else(own)
+    }
+
+    /// Is the setting there, and null?
+    pub(super) fn is_null(&self, key: &str) -> bool {
+        self.look(key).is_some_and(Value::is_null)
+    }
+
+    /// Is the setting there, and not null?
+    pub fn has(&self, key: &str) -> bool {
+        self.look(key).is_some_and(|v| !v.is_null())
     }
 
     /// The value, if it is there and not null.
     pub fn get(&mut self, key: &'static str) -> Option<&'a Value> {
         self.used.push(key);
-        self.values.get(key).filter(|v| !v.is_null())
+        self.look(key).filter(|v| !v.is_null())
     }
 
     fn range(&mut self, key: &str, expected: String, found: &Value) {
@@ -133,7 +139,7 @@ impl<'a> Keys<'a> {
     /// An integer in a range, if the key is there.
     pub fn int(&mut self, key: &'static str, range: RangeInclusive<usize>) -> Option<usize> {
         self.used.push(key);
-        let value = self.values.get(key)?;
+        let value = self.look(key)?;
         let n = value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| range.contains(n));
         if n.is_none() {
             match key {
@@ -195,6 +201,37 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// The activation function that a setting names, or a default if the key is absent.
+    pub fn act(&mut self, key: &'static str, default: Act) -> Act {
+        const NAMES: [(&str, Act); 8] = [
+            ("silu", Act::Silu),
+            ("swish", Act::Silu),
+            ("gelu", Act::Gelu),
+            ("gelu_new", Act::GeluTanh),
+            ("gelu_pytorch_tanh", Act::GeluTanh),
+            ("gelu_fast", Act::GeluTanh),
+            ("gelu_python", Act::Gelu),
+            ("relu", Act::Relu),
+        ];
+        self.one_of(key, &NAMES.map(|n| n.0));
+        let name = self.get(key).and_then(Value::as_str);
+        NAMES.iter().find(|(n, _)| Some(*n) == name).map_or(default, |(_, act)| *act)
+    }
+
+    /// A setting that must have one value if it is there, because another would change results.
+    pub fn fixed(&mut self, key: &'static str, only: impl Into<Value>) {
+        let only = only.into();
+        if let Some(value) = self.get(key).filter(|v| **v != only) {
+            let found = shown(value);
+            self.errors.push(ConfigError::Unsupported { key: key.to_owned(), expected: shown(&only), found });
+        }
+    }
+
+    /// Settings that change nothing in this architecture's results.
+    pub fn harmless(&mut self, keys: &[&'static str]) {
+        self.used.extend(keys);
+    }
+
     /// Text that must be one of a list, if it is there.
     pub fn one_of(&mut self, key: &'static str, allowed: &[&str]) {
         if let Some(value) = self.get(key)
@@ -232,10 +269,20 @@ impl<'a> Keys<'a> {
         out
     }
 
+    /// As [`Keys::tokens`]; where they were read before, their problems are not told again.
+    pub fn tokens_once(&mut self, key: &'static str, vocab: usize) -> Vec<u32> {
+        let (told, before) = (self.used.contains(&key), self.errors.len());
+        let tokens = self.tokens(key, vocab);
+        self.errors.truncate(if told { before } else { self.errors.len() });
+        tokens
+    }
+
     /// Rotary base and scaling from `rope_scaling` and `rope_theta`, or from the newer `rope_parameters` (or, in models with two
     /// kinds of layers, its part for `layers`).
     pub fn rope(&mut self, layers: Option<&str>, default_theta: f64, head_dim: usize) -> (f64, RopeScaling) {
         let theta = self.float("rope_theta", 1e-3..=1e15, default_theta);
+        // Read with the scaling; kept by some checkpoints without one.
+        self.used.push("original_max_position_embeddings");
         let old = self.get("rope_scaling");
         let new = self.get("rope_parameters");
         let new = layers.and_then(|layers| new?.get(layers)).or(new);
@@ -252,8 +299,11 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn scaling(&mut self, value: &Value, head_dim: usize) -> RopeScaling {
-        match scaling(value, self.source, head_dim) {
+    fn scaling(&mut self, value: &Value, dim: usize) -> RopeScaling {
+        let number = |key: &str| self.look(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
+        let (longest, original) = (number("max_position_embeddings"), number("original_max_position_embeddings"));
+        let partial = self.used.contains(&"partial_rotary_factor");
+        match rope::scaling(value, &rope::Given { source: self.source, dim, longest, original, partial }) {
             Ok(scaling) => scaling,
             Err(what) => {
                 self.errors.push(ConfigError::RopeScaling { what });
@@ -265,7 +315,8 @@ impl<'a> Keys<'a> {
     /// Reports what nobody asked for, and whether there were problems.
     pub fn finish(mut self) -> Result<(), Vec<ConfigError>> {
         for (key, value) in self.values {
-            let key = key.as_str();
+            let own = key.as_str();
+            let key = self.renamed.iter().find(|(name, _)| *name == own).map_or(own, |(_, common)| *common);
             if value.is_null() || self.used.contains(&key) || HARMLESS.contains(&key) {
                 continue;
             }
@@ -285,90 +336,41 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// Reads one object of rope scaling; the error says what is wrong.
-fn scaling(value: &Value, source: Source, head_dim: usize) -> Result<RopeScaling, String> {
-    let object = value.as_object().ok_or_else(|| format!("it must be an object, is {}", shown(value)))?;
-    let kind = match object.get("rope_type").or_else(|| object.get("type")) {
-        None | Some(Value::Null) if !object.contains_key("factor") => "default",
-        Some(Value::String(kind)) => kind.as_str(),
-        _ => return Err("`rope_type` is missing".to_owned()),
-    };
-    let number = |key: &str| {
-        let value = object.get(key).unwrap_or(&Value::Null);
-        let n = value.as_f64().filter(|v| *v > 0.0 && *v <= 1e9);
-        n.ok_or_else(|| format!("`{key}` must be a number above 0, is {}", shown(value)))
-    };
-    let known: &[&str] = match kind {
-        "default" => &[],
-        "linear" => &["factor"],
-        "llama3" => &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
-        "factors" if source == Source::Gguf => &["factors"],
-        _ => {
-            let nearest = suggest::nearest_text(kind, ["default", "linear", "llama3"]);
-            return Err(format!("type {} is not supported{nearest}", shown(&kind.into())));
-        }
-    };
-    let always = ["rope_type", "type", "rope_theta"];
-    if let Some((key, value)) =
-        object.iter().find(|(k, v)| !v.is_null() && !known.contains(&k.as_str()) && !always.contains(&k.as_str()))
-    {
-        // Checkpoints keep `factor` and the like beside type `default`, where they have no effect.
-        let harmless = value.as_f64() == Some(1.0) || key == "original_max_position_embeddings";
-        if !harmless {
-            return Err(format!("`{}` is not known for type {kind}", key.escape_debug()));
-        }
-    }
-    match kind {
-        "linear" => Ok(RopeScaling::Linear { factor: number("factor")? }),
-        "llama3" => {
-            let (low, high) = (number("low_freq_factor")?, number("high_freq_factor")?);
-            if low >= high {
-                return Err(format!("`low_freq_factor` {low} must be below `high_freq_factor` {high}"));
-            }
-            let original = object.get("original_max_position_embeddings").and_then(Value::as_u64);
-            let original = original.and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=1 << 24).contains(n));
-            Ok(RopeScaling::Llama3 {
-                factor: number("factor")?,
-                low_freq_factor: low,
-                high_freq_factor: high,
-                original_max_position_embeddings: original
-                    .ok_or("`original_max_position_embeddings` must be an integer 1-16777216")?,
-            })
-        }
-        "factors" => {
-            let factors = object.get("factors").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-            let factors: Vec<f64> = factors.iter().filter_map(Value::as_f64).filter(|f| *f > 0.0).collect();
-            match factors.len() {
-                n if n == head_dim / 2 => Ok(RopeScaling::Factors { factors }),
-                n => Err(format!(
-                    "`rope_freqs.weight` has {n} positive numbers, head size {head_dim} needs {}",
-                    head_dim / 2
-                )),
-            }
-        }
-        _ => Ok(RopeScaling::Default),
-    }
-}
-
 /// The settings that all attention models share, with their limits.
-pub(super) struct Common {
+#[derive(Clone, Debug, PartialEq)]
+pub struct Common {
+    /// Width of the residual stream.
     pub hidden_size: usize,
+    /// Width of the feed-forward network.
     pub intermediate_size: usize,
+    /// Number of layers.
     pub num_hidden_layers: usize,
+    /// Query heads.
     pub num_attention_heads: usize,
+    /// Key and value heads; divides the query heads.
     pub num_key_value_heads: usize,
+    /// Size of a head.
     pub head_dim: usize,
+    /// Longest context, in tokens.
     pub max_position_embeddings: usize,
+    /// Rows of the embedding.
     pub vocab_size: usize,
 }
 
 /// Defaults for settings that an architecture may leave out.
-#[derive(Default)]
-pub(super) struct Defaults {
+#[derive(Clone, Debug, Default)]
+pub struct Defaults {
+    /// Width of the feed-forward network.
+    pub intermediate_size: Option<usize>,
+    /// Query heads.
     pub num_attention_heads: Option<usize>,
+    /// Key and value heads; divides the query heads.
     pub num_key_value_heads: Option<usize>,
+    /// Size of a head.
     pub head_dim: Option<usize>,
+    /// Longest context, in tokens.
     pub max_position_embeddings: Option<usize>,
+    /// Rows of the embedding.
     pub vocab_size: Option<usize>,
 }
 
@@ -383,7 +385,7 @@ impl Keys<'_> {
     /// Reads the common settings and checks how they fit together.
     pub fn common(&mut self, defaults: &Defaults) -> Common {
         let hidden_size = self.need_int("hidden_size", 1..=1 << 20);
-        let intermediate_size = self.need_int("intermediate_size", 1..=1 << 24);
+        let intermediate_size = self.int_or("intermediate_size", 1..=1 << 24, defaults.intermediate_size);
         let num_hidden_layers = self.need_int("num_hidden_layers", 1..=4096);
         let heads = self.int_or("num_attention_heads", 1..=65_536, defaults.num_attention_heads);
         let kv = self.int_or_null("num_key_value_heads", 1..=65_536);

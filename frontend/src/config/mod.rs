@@ -20,6 +20,8 @@ mod gemma3;
 mod gguf;
 mod keys;
 mod llama;
+mod parts;
+mod rope;
 
 use std::path::Path;
 
@@ -27,18 +29,17 @@ use serde_json::{Map, Value};
 
 pub use error::ConfigError;
 pub use gemma3::Gemma3Config;
-pub use keys::RopeScaling;
+pub use keys::{Common, Defaults, Keys};
 pub use llama::LlamaConfig;
+pub use rope::RopeScaling;
 
 use crate::gguf::Gguf;
 use crate::json::{self, JsonError};
+use crate::models::ARCHITECTURES;
 use crate::suggest;
 
 /// A `config.json` may have this many bytes.
 const MAX_CONFIG: usize = 4 << 20;
-
-/// Published `model_type` (or GGUF architecture), and the architecture that implements it.
-pub const ARCHITECTURES: [(&str, &str); 3] = [("llama", "llama"), ("gemma3_text", "gemma3"), ("gemma3", "gemma3")];
 
 /// Which kind of file a configuration came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub enum Source {
 /// A configuration before its settings are checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// Architecture: `llama` or `gemma3`.
+    /// Architecture, as the table of models names it.
     pub arch: String,
     /// Settings by their Hugging Face names.
     pub values: Map<String, Value>,
@@ -61,13 +62,13 @@ pub struct ModelConfig {
 }
 
 fn architecture(name: &str) -> Result<String, ConfigError> {
-    if let Some((_, arch)) = ARCHITECTURES.iter().find(|(alias, _)| *alias == name) {
-        return Ok((*arch).to_owned());
+    let known = || ARCHITECTURES.iter().flat_map(|a| a.types).copied();
+    if let Some(arch) = ARCHITECTURES.iter().find(|a| a.types.contains(&name)) {
+        return Ok(arch.name.to_owned());
     }
-    let known = ARCHITECTURES.map(|(alias, _)| alias);
     let shown: String = name.chars().take(80).flat_map(char::escape_debug).collect();
-    let nearest = suggest::nearest_text(name, known);
-    Err(ConfigError::Architecture { arch: shown, nearest, known: known.join(", ") })
+    let nearest = suggest::nearest_text(name, known());
+    Err(ConfigError::Architecture { arch: shown, nearest, known: known().collect::<Vec<_>>().join(", ") })
 }
 
 impl ModelConfig {

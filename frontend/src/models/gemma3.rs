@@ -1,6 +1,7 @@
 //! Gemma 3, text part (Gemma Team, arXiv 2503.19786): sliding-window and global layers, norms before and after each branch.
 
-use crate::config::{Gemma3Config, RopeScaling};
+use super::CausalLm;
+use crate::config::{Common, Gemma3Config, Keys, RopeScaling};
 use crate::nn::{Embedding, Linear, RmsNorm, Rope};
 use crate::{Attend, KvCache, Module, Tensor};
 
@@ -61,8 +62,8 @@ impl Attention {
         let q = self.q_norm.call(self.q.call(x).split_heads(self.heads, self.head_dim));
         let k = self.k_norm.call(self.k.call(x).split_heads(self.kv_heads, self.head_dim));
         let v = self.v.call(x).split_heads(self.kv_heads, self.head_dim);
-        let cached = kv.update(layer, self.rope.call(k, kv.pos()), v);
-        self.o.call(self.rope.call(q, kv.pos()).attend(&cached, self.how).merge_heads())
+        let cached = kv.update(layer, self.rope.call(k, kv), v);
+        self.o.call(self.rope.call(q, kv).attend(&cached, self.how).merge_heads())
     }
 }
 
@@ -147,9 +148,15 @@ impl Gemma3 {
         let head = (!c.tie_word_embeddings).then(|| Linear::new(c.hidden_size, c.vocab_size));
         Gemma3 { model: body, lm_head: head, embed_scale: (c.hidden_size as f32).sqrt() }
     }
+}
 
-    /// Logits `[r, vocab]` of the rows asked for.
-    pub fn forward<'t>(&self, kv: &KvCache<'t>) -> Tensor<'t> {
+impl CausalLm for Gemma3 {
+    fn from_keys(keys: &mut Keys<'_>) -> (Gemma3, Common) {
+        let c = Gemma3Config::read(keys);
+        (Gemma3::new(&c), c.common())
+    }
+
+    fn forward<'t>(&self, kv: &KvCache<'t>) -> Tensor<'t> {
         let step = kv.step();
         let mut x = self.model.embed_tokens.call(step.tokens) * self.embed_scale;
         for (i, block) in self.model.layers.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! Llama: Llama 1 to 3, SmolLM, TinyLlama and others with the same body (Touvron et al., arXiv 2302.13971).
 
-use crate::config::LlamaConfig;
+use super::CausalLm;
+use crate::config::{Common, Keys, LlamaConfig};
 use crate::nn::{Embedding, Linear, RmsNorm, Rope};
 use crate::{Attend, KvCache, Module, Tensor};
 
@@ -42,8 +43,8 @@ impl Attention {
     }
 
     fn forward<'t>(&self, x: Tensor<'t>, kv: &KvCache<'t>, layer: usize) -> Tensor<'t> {
-        let q = self.rope.call(self.q.call(x).split_heads(self.heads, self.head_dim), kv.pos());
-        let k = self.rope.call(self.k.call(x).split_heads(self.kv_heads, self.head_dim), kv.pos());
+        let q = self.rope.call(self.q.call(x).split_heads(self.heads, self.head_dim), kv);
+        let k = self.rope.call(self.k.call(x).split_heads(self.kv_heads, self.head_dim), kv);
         let v = self.v.call(x).split_heads(self.kv_heads, self.head_dim);
         let how = Attend { scale: (self.head_dim as f32).sqrt().recip(), window: 0, softcap: 0.0 };
         self.o.call(q.attend(&kv.update(layer, k, v), how).merge_heads())
@@ -125,9 +126,15 @@ impl Llama {
         let head = (!c.tie_word_embeddings).then(|| Linear::new(c.hidden_size, c.vocab_size));
         Llama { model: body, lm_head: head }
     }
+}
 
-    /// Logits `[r, vocab]` of the rows asked for.
-    pub fn forward<'t>(&self, kv: &KvCache<'t>) -> Tensor<'t> {
+impl CausalLm for Llama {
+    fn from_keys(keys: &mut Keys<'_>) -> (Llama, Common) {
+        let c = LlamaConfig::read(keys);
+        (Llama::new(&c), c.common())
+    }
+
+    fn forward<'t>(&self, kv: &KvCache<'t>) -> Tensor<'t> {
         let step = kv.step();
         let mut x = self.model.embed_tokens.call(step.tokens);
         for (i, block) in self.model.layers.iter().enumerate() {

@@ -1,6 +1,18 @@
 //! Building blocks of models, all in public methods of [`Tensor`].
 
-use crate::config::RopeScaling;
+mod attention;
+mod decoder;
+mod feed_forward;
+mod norm;
+mod rope;
+
+pub use attention::{Attention, Heads, QkvRows};
+pub use decoder::{Block, Body, Decoder, Layer, PreNorm};
+pub use feed_forward::{Act, Experts, GatedMlp, Mlp};
+pub use norm::{LayerNorm, Norm, RmsNorm};
+pub use rope::Rope;
+
+use crate::weights::{Rows, Stored};
 use crate::{Module, Param, Tensor};
 
 /// `y = x Wᵀ + b`
@@ -8,18 +20,50 @@ use crate::{Module, Param, Tensor};
 pub struct Linear {
     weight: Param,
     bias: Option<Param>,
+    #[module(skip)]
+    stored: Stored,
 }
 
 impl Linear {
     /// From `inputs` to `outputs` features.
     pub fn new(inputs: usize, outputs: usize) -> Linear {
-        Linear { weight: Param::new(&[outputs, inputs]), bias: None }
+        Linear { weight: Param::new(&[outputs, inputs]), bias: None, stored: Stored::default() }
     }
 
     /// Adds a bias when `yes`.
     pub fn with_bias(mut self, yes: bool) -> Linear {
         self.bias = yes.then(|| Param::new(&self.weight.shape()[..1]));
+        self.declare()
+    }
+
+    /// Files call it `tensor`, in place of the last component of its path.
+    pub fn stored_as(mut self, tensor: &str) -> Linear {
+        self.stored.tensor = Some(tensor.to_owned());
+        self.declare()
+    }
+
+    /// Files store it as rows of a sibling called `tensor`.
+    pub fn part_of(mut self, tensor: &str, rows: Rows) -> Linear {
+        self.stored.rows = Some(rows);
+        self.stored_as(tensor)
+    }
+
+    /// Files store the weight as `[inputs, outputs]`.
+    pub fn transposed(mut self) -> Linear {
+        self.stored.transposed = true;
+        self.declare()
+    }
+
+    fn declare(mut self) -> Linear {
+        let with = |p: Param| if self.stored == Stored::default() { p } else { p.stored(self.stored.clone()) };
+        self.weight = with(self.weight);
+        self.bias = self.bias.map(with);
         self
+    }
+
+    /// The weight, `[outputs, inputs]`.
+    pub fn weight(&self) -> &Param {
+        &self.weight
     }
 
     /// `[.., inputs]` to `[.., outputs]`.
@@ -46,72 +90,15 @@ impl Embedding {
         Embedding { weight: Param::new(&[vocab, dim]) }
     }
 
+    /// Files call it `tensor`, in place of the last component of its path.
+    pub fn stored_as(mut self, tensor: &str) -> Embedding {
+        self.weight = self.weight.stored(Stored { tensor: Some(tensor.to_owned()), ..Stored::default() });
+        self
+    }
+
     /// i32 `[n]` to `[n, dim]`.
     #[track_caller]
     pub fn call<'t>(&self, ids: Tensor<'t>) -> Tensor<'t> {
         ids.embed(&self.weight)
-    }
-}
-
-/// Root mean square normalisation of the last axis.
-#[derive(Debug, Module)]
-pub struct RmsNorm {
-    weight: Param,
-    #[module(skip)]
-    eps: f32,
-    #[module(skip)]
-    offset: f32,
-}
-
-impl RmsNorm {
-    /// Over `dim` features.
-    pub fn new(dim: usize, eps: f64) -> RmsNorm {
-        RmsNorm { weight: Param::new(&[dim]), eps: eps as f32, offset: 0.0 }
-    }
-
-    /// The gain is `offset + weight`, as in Gemma.
-    pub fn with_offset(mut self, offset: f32) -> RmsNorm {
-        self.offset = offset;
-        self
-    }
-
-    /// Same shape.
-    #[track_caller]
-    pub fn call<'t>(&self, x: Tensor<'t>) -> Tensor<'t> {
-        let w = x.param(&self.weight);
-        x.rms_norm(if self.offset == 0.0 { w } else { w + self.offset }, self.eps)
-    }
-}
-
-/// Rotary position embedding with its frequencies.
-#[derive(Debug, Clone)]
-pub struct Rope {
-    inv_freq: Vec<f32>,
-    scale: f32,
-}
-
-impl Rope {
-    /// Base `theta` over the first `dim` features of a head, with a scaling variant.
-    pub fn new(dim: usize, theta: f64, scaling: &RopeScaling) -> Rope {
-        let base = (0..dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim as f64));
-        let inv_freq = match scaling {
-            RopeScaling::Default => base.map(|f| f as f32).collect(),
-            RopeScaling::Linear { factor } => base.map(|f| (f / factor) as f32).collect(),
-            RopeScaling::Factors { factors } => base.zip(factors).map(|(f, d)| (f / d) as f32).collect(),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => base
-                .map(|f| {
-                    let turns = *original_max_position_embeddings as f64 * f / (2.0 * std::f64::consts::PI);
-                    let smooth = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
-                    ((1.0 - smooth) * f / factor + smooth * f) as f32
-                })
-                .collect(),
-        };
-        Rope { inv_freq, scale: 1.0 }
-    }
-
-    /// `[n, heads, dim]` at positions i32 `[n]`.
-    #[track_caller]
-    pub fn call<'t>(&self, x: Tensor<'t>, pos: Tensor<'t>) -> Tensor<'t> {
-        x.rope(pos, &self.inv_freq, self.scale, false)
     }
 }

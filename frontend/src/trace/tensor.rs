@@ -67,17 +67,24 @@ impl<'t> Tensor<'t> {
         self.op(Op::Linear, &[w], vec![])
     }
 
-    /// Adds a vector to the last axis.
+    /// Adds a parameter to the last axes.
     #[track_caller]
     pub fn bias(self, b: &Param) -> Tensor<'t> {
         let b = self.cx.param(b).broadcastable(self.shape().len());
         self.op(Op::Add, &[b], vec![])
     }
 
-    /// A vector with leading axes of extent 1 up to `rank`.
+    /// Multiplies the last axes by a parameter of their shape.
+    #[track_caller]
+    pub fn gain(self, g: &Param) -> Tensor<'t> {
+        let g = self.cx.param(g).broadcastable(self.shape().len());
+        self.op(Op::Mul, &[g], vec![])
+    }
+
+    /// With leading axes of extent 1 up to `rank`.
     #[track_caller]
     fn broadcastable(self, rank: usize) -> Tensor<'t> {
-        let mut shape = vec![Dim::from(1); rank.saturating_sub(1)];
+        let mut shape = vec![Dim::from(1); rank.saturating_sub(self.shape().len())];
         shape.extend(self.shape());
         self.reshape(shape)
     }

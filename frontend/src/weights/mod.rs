@@ -15,6 +15,7 @@
 )]
 
 mod names;
+mod stored;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -28,6 +29,8 @@ use crate::gguf::{Gguf, GgufError};
 use crate::safetensors::{Safetensors, StError};
 use crate::suggest;
 use names::Rule;
+
+pub use stored::{Rows, Stored};
 
 /// What is wrong with a model's weights. [`WeightError::code`] is stable; messages may change.
 #[derive(Debug, thiserror::Error)]
@@ -99,24 +102,35 @@ pub enum Transform {
 }
 
 /// A tensor of a file.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct TensorView<'a> {
     /// Element type.
     pub elem: Elem,
     /// Sizes, row major: `[out, in]` for a matrix.
-    pub shape: &'a [usize],
+    pub shape: Vec<usize>,
     /// Bytes as in the file, before `transform`. Not necessarily aligned.
     pub bytes: &'a [u8],
     /// What must be done to them.
     pub transform: Transform,
+    /// Sizes as in the file.
+    stored_shape: &'a [usize],
+    stored: Option<&'a Stored>,
 }
 
 impl<'a> TensorView<'a> {
     /// The bytes after the transform; borrowed where there is none. The element type stays the same.
     pub fn data(&self) -> Cow<'a, [u8]> {
+        let bytes = self.transformed();
+        match self.stored {
+            Some(s) => s.data(bytes, self.stored_shape),
+            None => bytes,
+        }
+    }
+
+    fn transformed(&self) -> Cow<'a, [u8]> {
         match (self.transform, self.elem) {
             (Transform::None, _) => Cow::Borrowed(self.bytes),
-            (Transform::UnpermuteRows { heads }, _) => match unpermute(self.bytes, self.shape, heads) {
+            (Transform::UnpermuteRows { heads }, _) => match unpermute(self.bytes, self.stored_shape, heads) {
                 Some(rows) => Cow::Owned(rows),
                 None => Cow::Borrowed(self.bytes),
             },
@@ -170,8 +184,11 @@ pub enum WeightSource {
 /// Where a tensor lies: its place in the source's list.
 #[derive(Debug)]
 struct Located {
+    /// Name in Hugging Face spelling, with its prefix.
+    shown: String,
     place: usize,
     transform: Transform,
+    stored: Option<Stored>,
 }
 
 /// An open model's weights.
@@ -261,7 +278,7 @@ impl Weights {
             if let Some(what) = wrong {
                 return Err(WeightError::Transform { name: tensor.name.clone(), what });
             }
-            names.insert(name, Located { place, transform });
+            names.insert(names::canonical(&name), Located { shown: name, place, transform, stored: None });
         }
         (out.names, out.ignored) = (names, ignored);
         Ok(out)
@@ -279,7 +296,8 @@ impl Weights {
                 continue;
             }
             let name = names::canonical(&tensor.name);
-            if let Some(other) = names.insert(name.clone(), Located { place, transform: Transform::None }) {
+            let located = Located { shown: tensor.name.clone(), place, transform: Transform::None, stored: None };
+            if let Some(other) = names.insert(name.clone(), located) {
                 let first = file.tensors().get(other.place).map_or(String::new(), |t| t.name.clone());
                 return Err(WeightError::Ambiguous { name, first, second: tensor.name.clone() });
             }
@@ -298,9 +316,9 @@ impl Weights {
         &self.source
     }
 
-    /// Names in alphabetical order, without what text models never read.
+    /// Names without what text models never read, in the order of the part after their prefix.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.names.keys().map(String::as_str)
+        self.names.values().map(|l| l.shown.as_str())
     }
 
     /// Names, as in the file, of tensors that text models never read, such as vision towers.
@@ -310,18 +328,54 @@ impl Weights {
 
     /// A tensor by its Hugging Face name, such as `model.layers.0.self_attn.q_proj.weight`.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
-        let Located { place, transform } = self.names.get(name)?;
-        let transform = *transform;
-        match &self.source {
+        let Located { place, transform, stored, .. } = self.names.get(names::canonical(name).as_str())?;
+        let (elem, stored_shape, bytes) = match &self.source {
             WeightSource::Gguf(file) => {
                 let t = file.tensors().get(*place)?;
-                Some(TensorView { elem: t.elem, shape: &t.shape, bytes: file.data(t), transform })
+                (t.elem, t.shape.as_slice(), file.data(t))
             }
             WeightSource::Safetensors(file) => {
                 let t = file.tensors().get(*place)?;
-                Some(TensorView { elem: t.dtype.into(), shape: &t.shape, bytes: file.data(t), transform })
+                (Elem::from(t.dtype), t.shape.as_slice(), file.data(t))
             }
+        };
+        let stored = stored.as_ref();
+        let shape = stored.map_or(stored_shape.to_vec(), |s| s.shape(stored_shape).unwrap_or_default());
+        Some(TensorView { elem, shape, bytes, transform: *transform, stored_shape, stored })
+    }
+
+    /// Makes parameters known that are stored in another arrangement: each takes its part of a tensor of the file, whose own
+    /// name goes. A parameter that the file has under its own name is left alone.
+    ///
+    /// # Errors
+    /// Every part that does not fit its tensor. A tensor that is not there is left to [`Weights::bind`].
+    pub fn declare(&mut self, params: &[(String, Stored)]) -> Result<(), Vec<WeightError>> {
+        let mut errors = Vec::new();
+        let mut taken = std::collections::BTreeSet::new();
+        for (param, stored) in params {
+            let (name, source) = (names::canonical(param), names::canonical(&stored.name(param)));
+            if self.names.contains_key(&name) && name != source {
+                continue;
+            }
+            let Some(view) = self.get(&source) else { continue };
+            let shape = stored.shape(view.stored_shape);
+            let whole = view.elem.scalar().is_some() || !stored.transposed;
+            if let Err(what) =
+                shape.and_then(|_| if whole { Ok(()) } else { Err(format!("{} can not be transposed", view.elem)) })
+            {
+                errors.push(WeightError::Transform { name: stored.name(param), what });
+                continue;
+            }
+            let Some(Located { place, transform, .. }) = self.names.get(&source) else { continue };
+            let (place, transform) = (*place, *transform);
+            let located = Located { shown: param.clone(), place, transform, stored: Some(stored.clone()) };
+            if name != source {
+                taken.insert(source);
+            }
+            self.names.insert(name, located);
         }
+        taken.iter().for_each(|name| drop(self.names.remove(name)));
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
     /// ` (in the file: NAME)`, for GGUF.
@@ -340,15 +394,16 @@ impl Weights {
     /// All tensors that are missing or misshapen, and all that the model does not use.
     pub fn bind(&self, expected: &[(String, Vec<usize>)]) -> Result<Bound<'_>, Vec<WeightError>> {
         let (mut tensors, mut errors) = (Vec::new(), Vec::new());
-        let wanted: std::collections::HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-        let mut unused: Vec<&str> = self.names().filter(|n| !wanted.contains(n)).collect();
-        unused.retain(|name| *name != "lm_head.weight");
+        let wanted: std::collections::HashSet<String> =
+            expected.iter().map(|(name, _)| names::canonical(name)).collect();
+        let mut unused: Vec<&str> = self.names().filter(|n| !wanted.contains(&names::canonical(n))).collect();
+        unused.retain(|name| *name != "lm_head.weight" && !names::is_buffer(name));
         for (name, shape) in expected {
             match self.get(name) {
-                Some(view) if view.shape == shape => tensors.push((name.clone(), view)),
+                Some(view) if view.shape == *shape => tensors.push((name.clone(), view)),
                 Some(view) => errors.push(WeightError::Shape {
                     name: format!("{name}{}", self.also(name)),
-                    found: view.shape.to_vec(),
+                    found: view.shape,
                     expected: shape.clone(),
                 }),
                 None if name == "lm_head.weight" => errors.push(WeightError::Head { also: self.also(name) }),
@@ -362,7 +417,8 @@ impl Weights {
         }
         for name in unused {
             let few = errors.len() < 16;
-            let nearest = suggest::nearest_text(name, wanted.iter().copied().take(if few { 512 } else { 0 }));
+            let nearest =
+                suggest::nearest_text(name, expected.iter().map(|(n, _)| n.as_str()).take(if few { 512 } else { 0 }));
             errors.push(WeightError::Unexpected { name: name.to_owned(), nearest });
         }
         if errors.is_empty() { Ok(Bound { tensors }) } else { Err(errors) }

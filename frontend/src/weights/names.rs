@@ -97,12 +97,20 @@ pub(super) fn to_gguf(arch: &str, name: &str) -> Option<String> {
     }
 }
 
-/// The name without the prefixes that multimodal or bare checkpoints use: `model.layers.0...`, `lm_head.weight`.
+/// The name without the prefixes that checkpoints of one model differ in: `layers.0...`, `h.0...`, `lm_head.weight`.
 pub(super) fn canonical(name: &str) -> String {
-    let wrapped = ["model.language_model.", "language_model.model.", "language_model."];
-    let rest = wrapped.iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name);
-    let bare = ["layers.", "embed_tokens.", "norm."].iter().any(|start| rest.starts_with(start));
-    if bare { format!("model.{rest}") } else { rest.to_owned() }
+    const PREFIXES: [&str; 6] = ["model.", "language_model.", "transformer.", "bert.", "gpt_neox.", "rwkv."];
+    let mut rest = name;
+    while let Some(shorter) = PREFIXES.iter().find_map(|p| rest.strip_prefix(p)) {
+        rest = shorter;
+    }
+    rest.to_owned()
+}
+
+/// Buffers that old checkpoints hold beside the parameters: masks and positions.
+pub(super) fn is_buffer(name: &str) -> bool {
+    const ENDS: [&str; 4] = [".attn.bias", ".attention.bias", ".masked_bias", "position_ids"];
+    ENDS.iter().any(|end| name.ends_with(end)) || name.ends_with("rotary_pos_emb.inv_freq")
 }
 
 /// Tensors that a text model never reads: old buffers, vision towers, and tables that the configuration has taken.
@@ -137,7 +145,7 @@ mod tests {
     #[test]
     fn prefixes_are_dropped() {
         for prefix in ["", "model.", "language_model.model.", "model.language_model."] {
-            assert_eq!(canonical(&format!("{prefix}layers.0.x.weight")), "model.layers.0.x.weight");
+            assert_eq!(canonical(&format!("{prefix}layers.0.x.weight")), "layers.0.x.weight");
         }
         assert_eq!(canonical("language_model.lm_head.weight"), "lm_head.weight");
         assert!(ignorable("model.vision_tower.x") && ignorable("model.layers.0.self_attn.rotary_emb.inv_freq"));
