@@ -153,7 +153,10 @@ fn row_33_and_56_heads() {
 fn row_57_rope_scaling() {
     let scaling = |s: Value| refused(json!({"rope_scaling": s}));
     check(&scaling(json!({"rope_type": "banana", "factor": 2})), "CFG013", "type \"banana\" is not supported");
-    check(&scaling(json!({"rope_type": "yarn", "factor": 2})), "CFG013", "type \"yarn\" is not supported");
+    check(&scaling(json!({"rope_type": "yarn", "factor": 2, "truncate": false})), "CFG013", "`truncate` must be true");
+    check(&scaling(json!({"rope_type": "yarn"})), "CFG013", "`factor` must be a number above 0, is null");
+    let short = json!({"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]});
+    check(&scaling(short), "CFG013", "`short_factor` has 1 positive numbers, head size 16 needs 8");
     check(&scaling(json!({"rope_type": "linear", "factor": 0})), "CFG013", "`factor` must be a number above 0, is 0");
     check(&scaling(json!({"rope_type": "linear", "factor": "NaN"})), "CFG013", "is \"NaN\"");
     check(&scaling(json!({"type": "linear"})), "CFG013", "is null");

@@ -76,7 +76,7 @@ impl Case {
             let Ty::Tensor(t) = &p.ty else { panic!("{} is a state", p.name) };
             let declared: Vec<Dim> = view.shape.iter().map(|&d| d.into()).collect();
             assert_eq!(t.shape, declared, "{}", p.name);
-            params.insert(p.name.clone(), host(view.elem, view.shape, view.data().into_owned()));
+            params.insert(p.name.clone(), host(view.elem, &view.shape, view.data().into_owned()));
             elems.insert(p.name.clone(), view.elem);
         }
         let module = bind::storage(&text.module, &elems).unwrap();

@@ -104,7 +104,10 @@ pub(super) fn scaling(value: &Value, given: &Given) -> Result<RopeScaling, Strin
         let list: Vec<f64> = list.iter().filter_map(Value::as_f64).filter(|f| *f > 0.0).collect();
         match list.len() {
             n if n == head_dim / 2 => Ok(list),
-            n => Err(format!("`{key}` has {n} positive numbers, {head_dim} rotated features need {}", head_dim / 2)),
+            n => {
+                let shown = if key == "factors" { "rope_freqs.weight" } else { key };
+                Err(format!("`{shown}` has {n} positive numbers, head size {head_dim} needs {}", head_dim / 2))
+            }
         }
     };
     let known: &[&str] = match kind {

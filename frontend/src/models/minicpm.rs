@@ -9,9 +9,9 @@ use crate::{KvCache, Module, Tensor};
 #[derive(Module)]
 pub enum FeedForward {
     /// One network.
-    Dense(GatedMlp),
+    Dense(Box<GatedMlp>),
     /// A mixture.
-    Sparse(Experts),
+    Sparse(Box<Experts>),
 }
 
 impl Layer for FeedForward {
@@ -48,8 +48,8 @@ impl CausalLm for MiniCpm {
         let h = c.hidden_size;
         let norm = || RmsNorm::new(h, eps);
         let feed_forward = || match experts {
-            None => FeedForward::Dense(GatedMlp::new(h, c.intermediate_size, Act::Silu)),
-            Some(e) => FeedForward::Sparse(Experts::new(h, c.intermediate_size, e, true, ["w1", "w3", "w2"])),
+            None => FeedForward::Dense(GatedMlp::new(h, c.intermediate_size, Act::Silu).into()),
+            Some(e) => FeedForward::Sparse(Experts::new(h, c.intermediate_size, e, true, ["w1", "w3", "w2"]).into()),
         };
         let block = |_| {
             let attention = Attention::new(h, heads(&c)).with_bias(bias, bias);

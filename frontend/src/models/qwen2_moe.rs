@@ -9,9 +9,9 @@ use crate::{KvCache, Module, Tensor};
 #[derive(Module)]
 pub enum FeedForward {
     /// One network.
-    Dense(GatedMlp),
+    Dense(Box<GatedMlp>),
     /// A mixture.
-    Sparse(Sparse),
+    Sparse(Box<Sparse>),
 }
 
 /// A mixture, and a network with its own gate.
@@ -57,12 +57,12 @@ impl CausalLm for Qwen2Moe {
         let h = c.hidden_size;
         let names = ["gate_proj", "up_proj", "down_proj"];
         let feed_forward = |i: usize| match dense.contains(&i) || !(i + 1).is_multiple_of(every) {
-            true => FeedForward::Dense(GatedMlp::new(h, c.intermediate_size, Act::Silu)),
-            false => FeedForward::Sparse(Sparse {
+            true => FeedForward::Dense(GatedMlp::new(h, c.intermediate_size, Act::Silu).into()),
+            false => FeedForward::Sparse(Box::new(Sparse {
                 experts: Experts::new(h, inner, experts, normalise, names),
                 shared_expert: GatedMlp::new(h, shared, Act::Silu),
                 shared_expert_gate: Linear::new(h, 1),
-            }),
+            })),
         };
         let norm = || RmsNorm::new(h, eps);
         let tied = keys.bool("tie_word_embeddings", false);

@@ -55,9 +55,10 @@ impl Linear {
     }
 
     fn declare(mut self) -> Linear {
-        let with = |p: Param| if self.stored == Stored::default() { p } else { p.stored(self.stored.clone()) };
-        self.weight = with(self.weight);
-        self.bias = self.bias.map(with);
+        if self.stored != Stored::default() {
+            self.weight = self.weight.stored(self.stored.clone());
+            self.bias = self.bias.map(|b| b.stored(self.stored.clone()));
+        }
         self
     }
 

@@ -213,7 +213,7 @@ ops! {
     /// One matrix of several, chosen per row: `y[n, j, o] = Σ_k x[n, j, k] w[ids[n, j] · (rows / experts) + o, k]`; `x` may have one `j`
     /// for all.
     ExpertLinear = "expert_linear" (x, w, ids) {experts: Int}
-        Gather, infer::expert_linear, interp::by_expansion, expand::expert_linear;
+        Contract, infer::expert_linear, interp::by_expansion, expand::expert_linear;
 
     /// A function of the module.
     Call = "call" (xs) {callee: Str} Call, infer::declared, interp::leaf;

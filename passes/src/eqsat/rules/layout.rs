@@ -28,11 +28,34 @@ rules! {
             let p = pack(g, b)?;
             add(g, Op::Gather, &[p, b.id("i")?], vec![])
         };
+    /// The matrices of several experts in one, each in the layout that kernels read.
+    "pack-experts" Fuse Bitwise: "(expert_linear ?x ?w ?i ?n)" => "(expert_linear ?x (concat_rows (pack .. layout)) ?i ?n)"
+        if "?w joins matrices as the model file has them", |g, b| {
+            let parts = joined(g, b.id("w")?)?;
+            let packed = parts.into_iter().map(|w| pack_id(g, w)).collect::<Option<Vec<_>>>()?;
+            let w = add(g, Op::ConcatRows, &packed, vec![Attr::Int(0)])?;
+            add(g, Op::ExpertLinear, &[b.id("x")?, w, b.id("i")?], vec![b.attr(g, "n")?])
+        };
+}
+
+/// The matrices whose rows a class joins, before `dequant`.
+fn joined(g: &Graph, w: Id) -> Option<Vec<Id>> {
+    let operands = |id: Id, op: Op| {
+        g[id].nodes.iter().find_map(|n| match n {
+            Term::Op(o, c) if *o == op => Some(c.get(..c.len() - op.info().attrs.len())?.to_vec()),
+            _ => None,
+        })
+    };
+    let parts = operands(w, Op::ConcatRows)?;
+    Some(parts.into_iter().map(|p| operands(p, Op::Dequant).map_or(p, |d| d[0])).collect())
 }
 
 /// `pack(?w)` in the layout that kernels read, if `?w` is a weight as the model file has it.
 fn pack(g: &mut Graph, b: &Bound<'_>) -> Option<Id> {
-    let w = b.id("w")?;
+    pack_id(g, b.id("w")?)
+}
+
+fn pack_id(g: &mut Graph, w: Id) -> Option<Id> {
     let raw = g[w].nodes.iter().any(|n| matches!(n, Term::Leaf(_)));
     let Ty::Tensor(t) = g[w].data.ty.clone()? else { return None };
     if !raw || !g[w].data.weight_only || t.shape.len() != 2 {
