@@ -14,7 +14,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use marquetry_ir::graph::{Attr, Builder, Class, Function, Inst, Kind, Module, Op, Ty, TypeError, Value, rebuild};
-use marquetry_ir::{Dim, Elem, Syms};
+use marquetry_ir::{Dim, Syms};
 
 use crate::canon;
 use crate::manager::Rewrites;
@@ -49,7 +49,7 @@ fn lowered_whole(op: Op) -> bool {
 }
 
 fn expand(syms: &Syms, f: &Function) -> Result<Function, TypeError> {
-    let mut f = f.clone();
+    let mut f = rebuild(syms, f, &Ty::clone, &mut |b, inst, operands| flat_product(b, inst, operands))?;
     while f.insts.iter().any(|i| i.op.info().expand.is_some() && !lowered_whole(i.op)) {
         f = rebuild(syms, &f, &Ty::clone, &mut |b: &mut Builder<'_>, inst: &Inst, operands: &[Value]| match inst
             .op
@@ -63,6 +63,21 @@ fn expand(syms: &Syms, f: &Function) -> Result<Function, TypeError> {
     let m = Module { syms: syms.clone(), functions: vec![f], ..Module::default() };
     let mut m = canon::run(&m)?;
     m.functions.pop().ok_or(TypeError { code: "E0218", message: "no function".into() })
+}
+
+/// A product over two axes, which is what has a lowering.
+fn flat_product(b: &mut Builder<'_>, inst: &Inst, operands: &[Value]) -> Result<Option<Vec<Value>>, TypeError> {
+    let flat = matches!(inst.op, Op::Linear | Op::GluLinear);
+    if !flat || b.shape(operands[0]).len() == 2 {
+        return Ok(None);
+    }
+    let mut shape = b.shape(operands[0]);
+    let k = shape.pop().unwrap_or_default();
+    let rows = shape.iter().fold(Dim::from(1), |n, d| n * d.clone());
+    let x = b.reshape(operands[0], vec![rows, k])?;
+    let y = b.emit(inst.op, &[&[x], &operands[1..]].concat(), inst.attrs.clone())?;
+    shape.extend(b.shape(y).pop());
+    Ok(Some(vec![b.reshape(y, shape)?]))
 }
 
 /// How an operation takes part.
@@ -88,18 +103,14 @@ struct Grouping<'a> {
     wanted: Vec<bool>,
     group: Vec<Option<usize>>,
     groups: Vec<BTreeSet<usize>>,
+    defs: Vec<Option<usize>>,
 }
 
-fn role(f: &Function, inst: &Inst) -> Role {
-    let op = inst.op;
+fn role(op: Op) -> Role {
     match (op.class(), op) {
-        // Only weights have block formats: the packer writes their numbers.
-        (_, Op::Dequant) if matches!(f.ty(inst.operands[0]).as_tensor().map(|t| t.elem), Some(Elem::Gguf(_))) => {
-            Role::Outside
-        }
         (_, Op::Param | Op::State | Op::Call | Op::Pack | Op::ConcatRows) => Role::Outside,
         (_, Op::Concat) => Role::Real,
-        (Class::Movement, _) | (_, Op::Const | Op::Table | Op::Iota | Op::KvRead) => Role::Free,
+        (Class::Movement, _) | (_, Op::Const | Op::Table | Op::Iota) => Role::Free,
         _ => Role::Real,
     }
 }
@@ -116,7 +127,7 @@ impl<'a> Grouping<'a> {
     fn new(f: &'a Function, rewrites: &'a Rewrites) -> Grouping<'a> {
         let n = f.insts.len();
         let defs = f.defs();
-        let mut role: Vec<Role> = f.insts.iter().map(|i| role(f, i)).collect();
+        let mut role: Vec<Role> = f.insts.iter().map(|i| role(i.op)).collect();
         let mut wanted = vec![false; n];
         let outside = f.insts.iter().zip(&role).filter(|(_, r)| **r == Role::Outside).flat_map(|(i, _)| &i.operands);
         for v in outside.chain(f.results.iter().map(|(_, v)| v)) {
@@ -148,7 +159,7 @@ impl<'a> Grouping<'a> {
                 users[d].insert(i);
             }
         }
-        Grouping { f, rewrites, role, deps, users, wanted, group: vec![None; n], groups: vec![] }
+        Grouping { f, rewrites, role, deps, users, wanted, group: vec![None; n], groups: vec![], defs }
     }
 
     fn op(&self, i: usize) -> Op {
@@ -259,7 +270,16 @@ impl<'a> Grouping<'a> {
             // Users that need other users first wait for their turn.
             let ready: BTreeSet<usize> = next.into_iter().filter(|u| !self.reached(&set, *u)).collect();
             let fits = |&u: &usize| {
-                self.open(u) && self.op(u).class() == Class::Elementwise && sizes.contains(&Some(total(u)))
+                let tokens = self.shape(anchor).first().cloned();
+                let stays = |m: &Inst| match m.op {
+                    Op::Reshape => self.f.ty(m.results[0]).as_tensor().and_then(|t| t.shape.first().cloned()) == tokens,
+                    op => op == Op::Slice && interleaved,
+                };
+                let elementwise = self.open(u) && self.op(u).class() == Class::Elementwise;
+                elementwise
+                    && self.shape(u).first() == tokens.as_ref()
+                    && sizes.contains(&Some(total(u)))
+                    && self.moves(&set, u).iter().all(|(_, m)| stays(m))
             };
             if ready.is_empty() || leaving.iter().any(|&i| self.wanted[i]) || !ready.iter().all(fits) {
                 return best;
@@ -272,56 +292,75 @@ impl<'a> Grouping<'a> {
         }
     }
 
+    /// Moves on the way from members of a set to `i`, each with the member that is read through it.
+    fn moves(&self, set: &BTreeSet<usize>, i: usize) -> Vec<(usize, &Inst)> {
+        let mut out = vec![];
+        let mut stack: Vec<Value> = self.f.insts[i].operands.clone();
+        while let Some(d) = stack.pop().map(|v| self.defs[v.0 as usize]) {
+            if let Some(d) = d.filter(|d| self.role[*d] == Role::Free) {
+                out.extend(self.deps[d].iter().filter(|m| set.contains(m)).map(|m| (*m, &self.f.insts[d])));
+                stack.extend(&self.f.insts[d].operands);
+            }
+        }
+        out
+    }
+
+    fn operand_shape(&self, i: &Inst) -> Vec<Dim> {
+        let t = i.operands.first().and_then(|v| self.f.ty(*v).as_tensor());
+        t.map(|t| t.shape.clone()).unwrap_or_default()
+    }
+
     fn rows(&self, anchor: usize) -> BTreeSet<usize> {
-        let input = self.f.insts[anchor].operands[0];
-        let mut row = self.f.ty(input).as_tensor().map(|t| t.shape.clone()).unwrap_or_default();
-        let k = row.pop().unwrap_or_default();
+        let whole = self.operand_shape(&self.f.insts[anchor]);
+        let Some((k, row)) = whole.split_last() else { return BTreeSet::from([anchor]) };
+        let over_rows = |s: &[Dim]| s.len() == whole.len() && s[..row.len()] == *row;
         let local = |i: usize| {
             let s = self.shape(i);
-            s.len() == row.len() + 1 && s[..row.len()] == row[..] && (s[row.len()] == k || s[row.len()] == Dim::from(1))
+            over_rows(&s) && (s[row.len()] == *k || s[row.len()] == Dim::from(1))
         };
-        let input_local = |i: usize| {
-            let t = self.f.ty(self.f.insts[i].operands[0]).as_tensor();
-            t.is_some_and(|t| {
-                t.shape.len() == row.len() + 1 && t.shape[..row.len()] == row[..] && t.shape[row.len()] == k
+        let shaped = |i: usize| match is_row(self.op(i)) {
+            true => self.operand_shape(&self.f.insts[i]) == whole,
+            false => self.op(i).class() == Class::Elementwise && local(i),
+        };
+        // What is computed once per row is read in that row only: by operations over the same rows, through moves along the row.
+        let in_row = |set: &BTreeSet<usize>| {
+            let leaving = self.leaving(set);
+            let mut once = BTreeSet::new();
+            for &i in set {
+                if is_row(self.op(i)) || leaving.contains(&i) || self.deps[i].iter().any(|d| once.contains(d)) {
+                    once.insert(i);
+                }
+            }
+            let along = |m: &Inst| {
+                let to = self.f.ty(m.results[0]).as_tensor().map(|t| t.shape.clone()).unwrap_or_default();
+                let axis = m.op != Op::Slice || m.attrs[0].as_int() as usize == row.len();
+                matches!(m.op, Op::Broadcast | Op::Slice) && axis && over_rows(&to) && over_rows(&self.operand_shape(m))
+            };
+            set.iter().all(|&i| {
+                let reads = self.deps[i].iter().any(|d| once.contains(d));
+                !reads || shaped(i) && self.moves(set, i).iter().all(|(d, m)| !once.contains(d) || along(m))
             })
         };
         let mut set = BTreeSet::from([anchor]);
+        let may_join = |set: &BTreeSet<usize>, i: usize| {
+            let mut with = set.clone();
+            with.insert(i);
+            !set.contains(&i) && self.open(i) && !with.iter().any(|m| self.reached(&with, *m)) && in_row(&with)
+        };
         loop {
-            let mut next = None;
-            'search: for &i in &set {
-                for &p in &self.deps[i] {
-                    let private = self.users[p].iter().all(|u| set.contains(u)) && !self.wanted[p];
-                    let joins = !set.contains(&p)
-                        && self.open(p)
-                        && (self.op(p).class() == Class::Elementwise
-                            || self.op(p) == Op::Dequant
-                            || (private && self.op(p).class() == Class::Gather));
-                    let mut with = set.clone();
-                    with.insert(p);
-                    if joins && (private || local(p)) && !set.iter().any(|m| self.reached(&with, *m)) {
-                        next = Some(p);
-                        break 'search;
-                    }
-                }
-                for &u in &self.users[i] {
-                    let shaped = match is_row(self.op(u)) {
-                        true => input_local(u),
-                        false => self.op(u).class() == Class::Elementwise && local(u),
-                    };
-                    let mut with = set.clone();
-                    with.insert(u);
-                    let convex = !with.iter().any(|m| self.reached(&with, *m));
-                    if !set.contains(&u) && self.open(u) && shaped && convex {
-                        next = Some(u);
-                        break 'search;
-                    }
-                }
-            }
+            let producer = |p: usize| {
+                let private = self.users[p].iter().all(|u| set.contains(u)) && !self.wanted[p];
+                let joins = self.op(p).class() == Class::Elementwise
+                    || self.op(p) == Op::Dequant
+                    || (private && self.op(p).class() == Class::Gather);
+                joins && (private || local(p)) && may_join(&set, p)
+            };
+            let next = set.iter().find_map(|&i| {
+                let before = self.deps[i].iter().copied().find(|p| producer(*p));
+                before.or_else(|| self.users[i].iter().copied().find(|u| shaped(*u) && may_join(&set, *u)))
+            });
             match next {
-                Some(i) => {
-                    set.insert(i);
-                }
+                Some(i) => drop(set.insert(i)),
                 None => return set,
             }
         }
@@ -370,7 +409,7 @@ fn write(syms: &Syms, f: &Function, groups: &[BTreeSet<usize>]) -> Result<(Vec<F
         w.map.insert(*v, new);
     }
     for (i, inst) in f.insts.iter().enumerate() {
-        if role(f, inst) == Role::Outside {
+        if role(inst.op) == Role::Outside {
             w.outside(inst)?;
         } else if let (Some(g), Class::State) = (w.of[i], inst.op.class()) {
             // Reads and updates of a state keep their order.
@@ -490,12 +529,12 @@ struct Body<'w, 'a> {
 
 impl Body<'_, '_> {
     fn is_inside(&self, i: usize) -> bool {
-        self.set.contains(&i) || (self.w.of[i].is_none() && role(self.w.f, &self.w.f.insts[i]) == Role::Free)
+        self.set.contains(&i) || (self.w.of[i].is_none() && role(self.w.f.insts[i].op) == Role::Free)
     }
 
     /// A free operation all of whose readers are in the group: its value does not leave.
     fn free_inside(&self, i: usize) -> bool {
-        if self.w.of[i].is_some() || role(self.w.f, &self.w.f.insts[i]) != Role::Free {
+        if self.w.of[i].is_some() || role(self.w.f.insts[i].op) != Role::Free {
             return false;
         }
         let v = self.w.f.insts[i].results[0];

@@ -347,8 +347,7 @@ pub fn pack(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
         (Elem::Gguf(t), Elem::Packed(p)) => {
             p == crate::Packed::for_gguf(t) && s.prove_multiple(&w.shape[1], t.block_len() as i64) == Proof::Yes
         }
-        (Elem::Gguf(t), Elem::Rows8(DType::F32)) => s.prove_multiple(&w.shape[1], t.block_len() as i64) == Proof::Yes,
-        (Elem::Scalar(d), Elem::Rows8(e)) => d.is_float() && (d == e || e == DType::F32),
+        (Elem::Scalar(d), Elem::Rows8(e)) => d == e && d.is_float(),
         _ => false,
     };
     if !ok {
@@ -424,20 +423,14 @@ pub fn rms_norm(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
     float(x, "operand")?;
     float(w, "gain")?;
     rank(w, s, 1, "gain")?;
-    match x.shape.last() {
-        Some(k) => same_dim(s, k, &w.shape[0], "operand and gain")?,
-        None => return err("E0204", "operand must have at least one axis".into()),
-    }
+    let (k, _) = choices(s, x)?;
+    same_dim(s, &k.into(), &w.shape[0], "operand and gain")?;
     Ok(t[0].clone())
 }
 
-pub fn layer_norm(_: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
-    let x = tensor(t[0], "operand")?;
-    float(x, "operand")?;
-    match x.shape.last() {
-        Some(_) => Ok(t[0].clone()),
-        None => err("E0204", "operand must have at least one axis".into()),
-    }
+pub fn layer_norm(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
+    choices(s, tensor(t[0], "operand")?)?;
+    Ok(t[0].clone())
 }
 
 /// A tensor with a last axis of constant extent.

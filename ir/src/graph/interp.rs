@@ -222,10 +222,33 @@ fn erf(x: f64) -> f64 {
     (1.0 - tail).copysign(x)
 }
 
+/// The low bits of an integer, as one of that type.
+fn wrap(d: DType, v: i64) -> i64 {
+    match d {
+        DType::I32 => (v as i32).into(),
+        DType::U32 => (v as u32).into(),
+        DType::I16 => (v as i16).into(),
+        DType::I8 => (v as i8).into(),
+        DType::U8 => (v as u8).into(),
+        _ => v,
+    }
+}
+
+/// Integers saturate in a narrower type and keep their bits in any other.
+fn convert(from: DType, to: DType, v: i64) -> i64 {
+    let bits = 8 * to.size() as u32;
+    match to {
+        DType::Bool => (v != 0).into(),
+        DType::U8 | DType::U32 if to.size() < from.size() => v.clamp(0, (1 << bits) - 1),
+        _ if to.size() < from.size() => v.clamp(-1 << (bits - 1), (1 << (bits - 1)) - 1),
+        _ => wrap(to, v),
+    }
+}
+
 pub(super) fn unary(_: &Ctx<'_>, i: &Inst, x: &[&Val], _: &Ty) -> Res {
     let x = tensor(x[0])?;
     if let (Op::Neg, Data::Int(d, v)) = (i.op, &x.data) {
-        return out(x.shape.clone(), Data::Int(*d, Arc::new(v.iter().map(|v| v.wrapping_neg()).collect())));
+        return out(x.shape.clone(), Data::Int(*d, Arc::new(v.iter().map(|v| wrap(*d, v.wrapping_neg())).collect())));
     }
     let f: fn(f32) -> f32 = match i.op {
         Op::Neg => |x| -x,
@@ -239,6 +262,11 @@ pub(super) fn unary(_: &Ctx<'_>, i: &Inst, x: &[&Val], _: &Ty) -> Res {
         other => return bad(format!("`{}` is not unary", other.name())),
     };
     out(x.shape.clone(), Data::F32(Arc::new(x.to_f32()?.iter().map(|&v| f(v)).collect())))
+}
+
+/// The second of two numbers where one is NaN, as machines have it.
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }
 
 pub(super) fn binary(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
@@ -259,7 +287,7 @@ pub(super) fn binary(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
             other => return bad(format!("`{}` of integers", other.name())),
         };
         let d = if matches!(i.op, Op::Lt | Op::Le) { DType::Bool } else { *d };
-        return out(shape, Data::Int(d, Arc::new(pairs.map(|(p, q)| f(a[p], b[q])).collect())));
+        return out(shape, Data::Int(d, Arc::new(pairs.map(|(p, q)| wrap(d, f(a[p], b[q]))).collect())));
     }
     let (a, b) = (a.to_f32()?, b.to_f32()?);
     if matches!(i.op, Op::Lt | Op::Le) {
@@ -272,8 +300,8 @@ pub(super) fn binary(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
         Op::Sub => |a, b| a - b,
         Op::Mul => |a, b| a * b,
         Op::Div => |a, b| a / b,
-        Op::Max => f32::max,
-        Op::Min => f32::min,
+        Op::Max => larger,
+        Op::Min => |a, b| if a < b { a } else { b },
         other => return bad(format!("`{}` of floats", other.name())),
     };
     out(shape, Data::F32(Arc::new(pairs.map(|(p, q)| f(a[p], b[q])).collect())))
@@ -306,7 +334,7 @@ pub(super) fn cast(_: &Ctx<'_>, i: &Inst, x: &[&Val], _: &Ty) -> Res {
             out(x.shape.clone(), Data::F32(Arc::new(x.to_f32()?.iter().map(|v| round(*v)).collect())))
         }
         Attr::DType(d) => {
-            // Floats truncate and saturate at the ends of the type; integers keep their low bits.
+            // Floats truncate and saturate at the ends of the type.
             let whole = |v: f32| match d {
                 DType::I64 => v as i64,
                 DType::I32 => (v as i32).into(),
@@ -316,17 +344,8 @@ pub(super) fn cast(_: &Ctx<'_>, i: &Inst, x: &[&Val], _: &Ty) -> Res {
                 DType::U8 => (v as u8).into(),
                 _ => (v != 0.0).into(),
             };
-            let wrap = |v: i64| match d {
-                DType::I32 => (v as i32).into(),
-                DType::U32 => (v as u32).into(),
-                DType::I16 => (v as i16).into(),
-                DType::I8 => (v as i8).into(),
-                DType::U8 => (v as u8).into(),
-                DType::Bool => (v != 0).into(),
-                _ => v,
-            };
             let v = match &x.data {
-                Data::Int(_, v) => v.iter().map(|v| wrap(*v)).collect(),
+                Data::Int(from, v) => v.iter().map(|v| convert(*from, d, *v)).collect(),
                 _ => x.to_f32()?.iter().map(|v| whole(*v)).collect(),
             };
             out(x.shape.clone(), Data::Int(d, Arc::new(v)))
@@ -416,7 +435,7 @@ pub(super) fn reduce(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
     let k = x.shape.last().copied().unwrap_or(1).max(1);
     let v = x.to_f32()?;
     let f = |row: &[f32]| match i.op {
-        Op::ReduceMax => row.iter().copied().fold(f32::NEG_INFINITY, f32::max),
+        Op::ReduceMax => row.iter().copied().fold(f32::NEG_INFINITY, larger),
         _ => row.iter().sum(),
     };
     out(c.shape(ty), Data::F32(Arc::new(v.chunks(k).map(f).collect())))

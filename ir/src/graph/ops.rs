@@ -113,9 +113,9 @@ ops! {
     Mul = "mul" (a, b) {} Elementwise, infer::binary, interp::binary;
     /// `a / b`
     Div = "div" (a, b) {} Elementwise, infer::binary_float, interp::binary;
-    /// Larger of two.
+    /// Larger of two; `b` where one is NaN.
     Max = "max" (a, b) {} Elementwise, infer::binary, interp::binary;
-    /// Smaller of two.
+    /// Smaller of two; `b` where one is NaN.
     Min = "min" (a, b) {} Elementwise, infer::binary, interp::binary;
     /// `a < b`
     Lt = "lt" (a, b) {} Elementwise, infer::compare, interp::binary;
@@ -125,7 +125,7 @@ ops! {
     And = "and" (a, b) {} Elementwise, infer::logical, interp::binary;
     /// `a` where `c` holds, `b` elsewhere.
     Select = "select" (c, a, b) {} Elementwise, infer::select, interp::select;
-    /// Conversion by value; floats to integers truncate.
+    /// Conversion by value; floats to integers truncate, and saturate as integers to narrower ones do.
     Cast = "cast" (x) {to: DType} Elementwise, infer::cast, interp::cast;
 
     /// The same elements in row-major order under another shape.

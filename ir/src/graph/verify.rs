@@ -4,9 +4,10 @@
 //! 2. operands and attributes fit the operator table;
 //! 3. the type of each result is what the operator's rule gives;
 //! 4. `param`, `state` and `call` agree with the declarations they name; callees come before callers;
-//! 5. states are linear: each version of a state is consumed by at most one update or call, and not read after that.
+//! 5. states are linear: each version of a state is consumed by at most one update, or call of a function that updates it, and
+//!    not read after that.
 
-use super::{Attr, Function, Inst, Module, Op, Ty, Value};
+use super::{Attr, Function, Inst, Module, Op, Ty};
 
 /// Every violation, each with function and operation.
 pub fn verify(m: &Module) -> Vec<String> {
@@ -118,18 +119,27 @@ impl Verifier<'_> {
         let f = self.f;
         let mut consumed: Vec<Option<usize>> = vec![None; f.values.len()];
         for (i, inst) in f.insts.iter().enumerate() {
-            let consumes = matches!(inst.op, Op::KvAppend | Op::Call);
-            let states: Vec<Value> = inst.operands.iter().copied().filter(|v| matches!(f.ty(*v), Ty::Kv(_))).collect();
-            for v in states {
+            for (at, v) in inst.operands.iter().enumerate().filter(|(_, v)| matches!(f.ty(**v), Ty::Kv(_))) {
                 if let Some(first) = consumed[v.0 as usize] {
                     self.error(Some(i), format!("state %{} was already consumed by op {first}", v.0));
                 }
-                if consumes {
+                if consumes(self.known, inst, at) {
                     consumed[v.0 as usize] = Some(i);
                 }
             }
         }
     }
+}
+
+/// Does an operation make a new version of the state that is this operand? Calls do if their callee does, or returns it.
+fn consumes(known: &[Function], inst: &Inst, operand: usize) -> bool {
+    if inst.op != Op::Call {
+        return inst.op == Op::KvAppend;
+    }
+    let Some(at) = known.iter().position(|c| c.name == inst.attrs[0].as_str()) else { return true };
+    let Some((_, arg)) = known[at].args.get(operand) else { return true };
+    let mut users = known[at].insts.iter().flat_map(|i| i.operands.iter().enumerate().map(move |(n, v)| (i, n, v)));
+    known[at].results.iter().any(|(_, r)| r == arg) || users.any(|(i, n, v)| v == arg && consumes(&known[..at], i, n))
 }
 
 #[cfg(test)]

@@ -145,7 +145,7 @@ pub fn run(k: &Kernel, sizes: &[i64], args: &mut [BufData]) -> R<()> {
                 return Err(InterpError::Argument(i, format!("`{}` has {len} elements, not {}", b.name, a.len())));
             }
             Some(a) => data.push(a.clone()),
-            None => data.push(BufData { dtype: b.dtype, bytes: vec![0xa5; len * b.dtype.size()] }),
+            None => data.push(BufData { dtype: b.dtype, bytes: vec![0xff; len * b.dtype.size()] }),
         }
     }
     let mut m = Machine { k, sizes, shapes, data, env: HashMap::new(), memo: HashMap::new() };

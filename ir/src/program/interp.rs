@@ -93,7 +93,7 @@ impl Machine<'_> {
     }
 }
 
-/// Runs a program once. `sizes` are the values of its symbols. The arena starts with bytes that mean nothing.
+/// Runs a program once. `sizes` are the values of its symbols. The arena starts with bytes that mean nothing, which as floats are NaN.
 ///
 /// # Errors
 /// Memory that does not fit the program, or a kernel that leaves its buffers.
@@ -110,6 +110,6 @@ pub fn run(p: &Program, sizes: &[i64], memory: &mut Memory) -> Result<(), Interp
         }
     }
     let constants = p.constants.iter().map(|c| c.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
-    let mut machine = Machine { p, sizes, arena: vec![0xa5; p.arena_bytes as usize], constants };
+    let mut machine = Machine { p, sizes, arena: vec![0xff; p.arena_bytes as usize], constants };
     (0..p.launches.len()).try_for_each(|i| machine.launch(memory, i))
 }

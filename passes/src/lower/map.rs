@@ -1,7 +1,7 @@
 //! Kernels without reductions: elementwise groups, moves, gathers, and the update of a cache.
 
 use marquetry_ir::graph::{Op, Value};
-use marquetry_ir::loops::{Buf, Expr, LoopKind, Stmt};
+use marquetry_ir::loops::{Buf, Expr, LoopKind, Stmt, dim_expr};
 use marquetry_ir::{DType, Dim};
 
 use super::read::{Cx, Lowered, Planes};
@@ -11,19 +11,17 @@ fn nest(
     cx: &mut Cx<'_>,
     v: Value,
     prefix: &[Expr],
-    offset: &[i64],
+    offset: &[Dim],
     put: &dyn Fn(&Cx<'_>, Vec<Expr>, Expr) -> Stmt,
 ) -> Lowered<Vec<Stmt>> {
     if let Some(inst) = cx.def(v).filter(|i| i.op == Op::Concat) {
         let axis = inst.attrs[0].as_int() as usize;
         if axis >= prefix.len() {
             let mut all = vec![];
-            let mut start = 0;
+            let mut shifted = offset.to_vec();
             for part in &inst.operands {
-                let mut shifted = offset.to_vec();
-                shifted[axis] += start;
                 all.extend(nest(cx, *part, prefix, &shifted, put)?);
-                start += cx.shape(*part)[axis].as_const().ok_or("joined extents must be constant")?;
+                shifted[axis] = shifted[axis].clone() + cx.shape(*part)[axis].clone();
             }
             return Ok(all);
         }
@@ -34,12 +32,12 @@ fn nest(
         v: Value,
         shape: &[Dim],
         idx: Vec<Expr>,
-        offset: &[i64],
+        offset: &[Dim],
         put: &dyn Fn(&Cx<'_>, Vec<Expr>, Expr) -> Stmt,
     ) -> Lowered<Vec<Stmt>> {
         let Some(d) = shape.get(idx.len()) else {
             let value = cx.read(v, &idx)?;
-            let at = idx.iter().zip(offset).map(|(i, o)| i.clone() + *o).collect();
+            let at = idx.iter().zip(offset).map(|(i, o)| i.clone() + dim_expr(o)).collect();
             return Ok(vec![put(cx, at, value)]);
         };
         if d.as_const() == Some(1) {
@@ -65,7 +63,7 @@ pub fn leading(
     let var = cx.k.fresh("t");
     cx.ranges.declare(var, cx.syms.range(extent).1);
     let body = body(cx, Expr::var(var))?;
-    Ok(vec![Stmt::For { var, extent: marquetry_ir::loops::dim_expr(extent), kind: LoopKind::Parallel, body }])
+    Ok(vec![Stmt::For { var, extent: dim_expr(extent), kind: LoopKind::Parallel, body }])
 }
 
 /// One nest for the single result.
@@ -77,7 +75,9 @@ pub fn elementwise(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
             let e = cx.read(result, &[])?;
             vec![cx.store(out, vec![], e)]
         }
-        Some((first, _)) => leading(cx, first, |cx, t| nest(cx, result, &[t], &vec![0; shape.len()], &put))?,
+        Some((first, _)) => {
+            leading(cx, first, |cx, t| nest(cx, result, &[t], &vec![Dim::default(); shape.len()], &put))?
+        }
     };
     Ok(())
 }
@@ -96,7 +96,7 @@ pub fn append(cx: &mut Cx<'_>, operands: &[Value]) -> Lowered<()> {
             let put = move |cx: &Cx<'_>, at: Vec<Expr>, e: Expr| {
                 cx.store(cache, [vec![row.clone()], at[1..].to_vec()].concat(), e)
             };
-            all.extend(nest(cx, *v, std::slice::from_ref(&t), &[0; 3], &put)?);
+            all.extend(nest(cx, *v, std::slice::from_ref(&t), &vec![Dim::default(); 3], &put)?);
         }
         Ok(all)
     })?;

@@ -1,8 +1,8 @@
 //! The entry function as a program: values bound to buffers, calls to launches, weight expressions to packing instructions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use marquetry_ir::graph::{Attr, Function, Inst, Kind, Module, Op, Ty, Value};
+use marquetry_ir::graph::{Attr, Builder, Function, Inst, Kind, Module, Op, Ty, Value};
 use marquetry_ir::program::{Buffer, BufferId, KernelId, Launch, Place, Program, State, Weight};
 use marquetry_ir::{DType, Dim, Elem, plane_offsets};
 
@@ -28,15 +28,20 @@ pub fn lower(m: &Module) -> Result<Program, String> {
         args.push(Bound::Planes(vec![w.input(name, entry.ty(*v))?]));
     }
     let results = w.function(entry, args)?;
+    let (mut taken, mut outputs) = (HashSet::new(), vec![]);
     for ((name, v), bound) in entry.results.iter().zip(results) {
         if matches!(entry.ty(*v), Ty::Kv(_)) {
             continue;
         }
-        let Bound::Planes(planes) = bound else { return Err(format!("result `{name}` is not computed")) };
-        let [Root { place: Place::Arena(at), .. }] = planes.as_slice() else {
-            return Err(format!("result `{name}` is an input, or shared with another result"));
+        let at = match w.roots(&bound).as_slice() {
+            [Root { place: Place::Arena(at), .. }] if taken.insert(*at) => *at,
+            // An input, or another result as well.
+            _ => w.copy(name, entry.ty(*v), bound)?,
         };
-        for b in w.p.buffers.iter_mut().filter(|b| b.place == Place::Arena(*at)) {
+        outputs.push((at, name));
+    }
+    for (at, name) in outputs {
+        for b in w.p.buffers.iter_mut().filter(|b| b.place == Place::Arena(at)) {
             b.place = Place::Output(name.clone());
         }
     }
@@ -113,7 +118,7 @@ impl Walk<'_> {
         match inst.op {
             Op::Param => Ok(vec![Bound::Weight(raw_weight(name, ty)?)]),
             Op::State => Ok(vec![self.state(name, ty)?]),
-            Op::Pack | Op::ConcatRows | Op::Dequant => Ok(vec![Bound::Weight(weight(inst, &operands, ty)?)]),
+            Op::Pack | Op::ConcatRows => Ok(vec![Bound::Weight(weight(inst, &operands, ty)?)]),
             Op::Call => {
                 let callee = self.m.function(name).ok_or_else(|| format!("no function @{name}"))?;
                 match callee.kind {
@@ -219,6 +224,22 @@ impl Walk<'_> {
         }
         self.p.launches.push(Launch { kernel: id, args, sync: true });
         Ok(results.into_iter().map(Bound::Planes).collect())
+    }
+
+    /// Storage of its own with the same elements.
+    fn copy(&mut self, name: &str, ty: &Ty, bound: Bound) -> Lowered<u64> {
+        let t = ty.as_tensor().ok_or_else(|| format!("result `{name}` is a state"))?;
+        let mut b = Builder::new(&self.m.syms, Function::new(format!("{}.copy_{name}", self.p.name), Kind::Fused));
+        let x = b.arg("x0", ty.clone());
+        let y = b.reshape(x, t.shape.clone()).map_err(|e| format!("result `{name}`: {e}"))?;
+        b.func.results.push(("y0".into(), y));
+        match self.launch(&b.func, &[bound])?.as_slice() {
+            [Bound::Planes(planes)] => match planes.as_slice() {
+                [Root { place: Place::Arena(at), .. }] => Ok(*at),
+                _ => Err(format!("result `{name}` has several planes")),
+            },
+            _ => Err(format!("result `{name}` is not computed")),
+        }
     }
 
     fn constant(&mut self, bits: &[u32]) -> Root {

@@ -179,6 +179,10 @@ impl<'a> Cx<'a> {
             }
             Op::Concat => self.concat(inst, idx),
             Op::Gather => self.gather(&x, idx),
+            Op::KvRead => match self.planes.get(&x[0]) {
+                Some(Planes::Kv(caches)) => Ok(self.k.load(caches[inst.attrs[0].as_int() as usize], idx.to_vec())),
+                _ => Err("the cache is no argument".into()),
+            },
             Op::Select => {
                 let c = self.operand(x[0], idx)?;
                 let (a, b) = (self.operand(x[1], idx)?, self.operand(x[2], idx)?);
@@ -279,30 +283,31 @@ impl<'a> Cx<'a> {
     /// Inside an expression, a joined tensor is a chain of selections; indices are clamped into each part.
     fn concat(&mut self, inst: &Inst, idx: &[Expr]) -> Lowered<Expr> {
         let axis = inst.attrs[0].as_int() as usize;
-        let mut start = 0;
+        let mut start = Dim::from(0);
         let mut parts = vec![];
         for v in &inst.operands {
-            let n = self.shape(*v)[axis].as_const().ok_or("joined extents must be constant")?;
-            let local = self.ranges.simplify(&(idx[axis].clone() - start));
+            let n = self.shape(*v)[axis].clone();
+            let (least, most) = self.syms.range(&n);
+            let local = self.ranges.simplify(&(idx[axis].clone() - dim_expr(&start)));
+            start = start + n.clone();
             match self.ranges.of(&local) {
                 Some((_, hi)) if hi < 0 => {}
-                Some((lo, _)) if lo >= n => {}
-                Some((lo, hi)) if lo >= 0 && hi < n => {
+                Some((lo, _)) if lo >= most => {}
+                Some((lo, hi)) if lo >= 0 && hi < least => {
                     let mut at = idx.to_vec();
                     at[axis] = local;
                     return self.read(*v, &at);
                 }
                 _ => {
                     let mut at = idx.to_vec();
-                    at[axis] = local.max(Expr::idx(0)).min(Expr::idx(n - 1));
-                    parts.push((start + n, self.read(*v, &at)?));
+                    at[axis] = local.max(Expr::idx(0)).min(dim_expr(&n) - 1);
+                    parts.push((start.clone(), self.read(*v, &at)?));
                 }
             }
-            start += n;
         }
         let (_, mut e) = parts.pop().ok_or("an empty join")?;
         while let Some((end, x)) = parts.pop() {
-            e = idx[axis].clone().lt(Expr::idx(end)).select(x, e);
+            e = idx[axis].clone().lt(dim_expr(&end)).select(x, e);
         }
         Ok(e)
     }
