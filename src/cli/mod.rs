@@ -2,7 +2,6 @@
 
 mod bench;
 mod chat;
-mod encode;
 mod eval;
 mod explain;
 mod generate;

@@ -32,6 +32,24 @@ pub struct Inputs {
     pub params: HashMap<String, Tensor>,
 }
 
+impl Inputs {
+    /// The same with every f32 number changed by at most this part of it.
+    pub fn perturbed(&self, r: &mut Random, by: f32) -> Inputs {
+        let mut change = |v: &Arc<Vec<f32>>| {
+            Arc::new(v.iter().map(|x| x * (1.0 + by * (r.below(2001) as f32 / 1000.0 - 1.0))).collect())
+        };
+        let mut tensor = |t: &Tensor| match &t.data {
+            Data::F32(v) => Tensor { shape: t.shape.clone(), data: Data::F32(change(v)) },
+            _ => t.clone(),
+        };
+        let mut names: Vec<&String> = self.params.keys().collect();
+        names.sort();
+        let params = names.into_iter().map(|n| (n.clone(), tensor(&self.params[n]))).collect();
+        let args = self.args.iter().map(|v| if let Val::Tensor(t) = v { Val::Tensor(tensor(t)) } else { v.clone() });
+        Inputs { args: args.collect(), params, ..self.clone() }
+    }
+}
+
 /// What a run left.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -147,7 +165,8 @@ fn limits(m: &Module, f: &Function, sizes: &[i64]) -> Vec<Option<Limit>> {
                 set(&mut all, x[0], below, l.distinct);
             }
             Op::KvAppend => set(&mut all, x[3], slots(x[0]), true),
-            Op::Attend => {
+            Op::ExpertLinear => set(&mut all, x[2], inst.attrs[0].as_int(), false),
+            Op::Attend | Op::AttendSloped => {
                 let page = inst.attrs[3].as_int().max(1);
                 set(&mut all, x[2], extent(x[4], 1) * page, false);
                 set(&mut all, x[3], extent(x[4], 0), false);

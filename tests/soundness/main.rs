@@ -1,0 +1,5 @@
+//! Random modules through every pass and every backend: the graph interpreter judges them all. `docs/soundness.md` says how to
+//! run more of them.
+
+mod backends;
+mod pipeline;
