@@ -95,7 +95,7 @@ fn joined<'a>(sources: &[(&'a [u8], usize)], row: usize, interleave: usize) -> R
 /// [`plane_offsets`] gives for the joined matrix; whatever it held is overwritten, padding becomes zero.
 ///
 /// `from` and `elem` are equal (a plain copy), or a block format and its [`Packed::for_gguf`], or a scalar type and its
-/// [`Elem::Rows8`].
+/// [`Elem::Rows8`]; and everything that stands for real numbers can be written as f32, plain or in row blocks.
 ///
 /// # Errors
 /// Another pair of types, lengths that do not fit the shape, or sources that cannot be interleaved.

@@ -14,7 +14,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use marquetry_ir::graph::{Attr, Builder, Class, Function, Inst, Kind, Module, Op, Ty, TypeError, Value, rebuild};
-use marquetry_ir::{Dim, Syms};
+use marquetry_ir::{Dim, Elem, Syms};
 
 use crate::canon;
 use crate::manager::Rewrites;
@@ -106,8 +106,13 @@ struct Grouping<'a> {
     defs: Vec<Option<usize>>,
 }
 
-fn role(op: Op) -> Role {
+fn role(f: &Function, inst: &Inst) -> Role {
+    let op = inst.op;
     match (op.class(), op) {
+        // Only weights have block formats: the packer writes their numbers.
+        (_, Op::Dequant) if matches!(f.ty(inst.operands[0]).as_tensor().map(|t| t.elem), Some(Elem::Gguf(_))) => {
+            Role::Outside
+        }
         (_, Op::Param | Op::State | Op::Call | Op::Pack | Op::ConcatRows) => Role::Outside,
         (_, Op::Concat) => Role::Real,
         (Class::Movement, _) | (_, Op::Const | Op::Table | Op::Iota) => Role::Free,
@@ -127,7 +132,7 @@ impl<'a> Grouping<'a> {
     fn new(f: &'a Function, rewrites: &'a Rewrites) -> Grouping<'a> {
         let n = f.insts.len();
         let defs = f.defs();
-        let mut role: Vec<Role> = f.insts.iter().map(|i| role(i.op)).collect();
+        let mut role: Vec<Role> = f.insts.iter().map(|i| role(f, i)).collect();
         let mut wanted = vec![false; n];
         let outside = f.insts.iter().zip(&role).filter(|(_, r)| **r == Role::Outside).flat_map(|(i, _)| &i.operands);
         for v in outside.chain(f.results.iter().map(|(_, v)| v)) {
@@ -409,7 +414,7 @@ fn write(syms: &Syms, f: &Function, groups: &[BTreeSet<usize>]) -> Result<(Vec<F
         w.map.insert(*v, new);
     }
     for (i, inst) in f.insts.iter().enumerate() {
-        if role(inst.op) == Role::Outside {
+        if role(f, inst) == Role::Outside {
             w.outside(inst)?;
         } else if let (Some(g), Class::State) = (w.of[i], inst.op.class()) {
             // Reads and updates of a state keep their order.
@@ -529,12 +534,12 @@ struct Body<'w, 'a> {
 
 impl Body<'_, '_> {
     fn is_inside(&self, i: usize) -> bool {
-        self.set.contains(&i) || (self.w.of[i].is_none() && role(self.w.f.insts[i].op) == Role::Free)
+        self.set.contains(&i) || (self.w.of[i].is_none() && role(self.w.f, &self.w.f.insts[i]) == Role::Free)
     }
 
     /// A free operation all of whose readers are in the group: its value does not leave.
     fn free_inside(&self, i: usize) -> bool {
-        if self.w.of[i].is_some() || role(self.w.f.insts[i].op) != Role::Free {
+        if self.w.of[i].is_some() || role(self.w.f, &self.w.f.insts[i]) != Role::Free {
             return false;
         }
         let v = self.w.f.insts[i].results[0];

@@ -1,4 +1,4 @@
-//! `eval`: logits of given tokens.
+//! `eval`: logits, or an encoder's vectors, of given tokens.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use marquetry::runtime::files;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::json;
 
+use super::encode;
 use super::options::{EngineArgs, ModelArgs, stats_text};
 use super::ui::Ui;
 
@@ -19,7 +20,8 @@ use super::ui::Ui;
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// A safetensors file with `input_ids`, i32 or i64, [n] or [1, n].
+    /// A safetensors file with `input_ids`, i32 or i64, [n] or [1, n]; for encoders also `token_type_ids` and `attention_mask`,
+    /// and any number of rows.
     #[arg(long)]
     inputs: Option<PathBuf>,
     /// Token ids, separated by commas.
@@ -39,18 +41,36 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
+    let mut engine = args.engine.engine(&args.model, ui)?;
+    if engine.model().text.is_encoder() {
+        return encoded(&mut engine, args, ui);
+    }
     let tokens = match (&args.inputs, &args.tokens) {
         (Some(path), _) => read_ids(path)?,
         (None, Some(tokens)) => tokens.clone(),
         (None, None) => return Err(Error::usage("give --inputs or --tokens")),
     };
-    let mut engine = args.engine.engine(&args.model, ui)?;
     let logits = logits(&mut engine, &tokens, args.step)?;
     ui.progress(&stats_text(&engine));
     let vocab = engine.model().text.vocab;
     match &args.output {
         Some(path) => save(path, &logits, vocab),
         None => summary(&logits, vocab, args.json, ui),
+    }
+}
+
+fn encoded(engine: &mut Engine, args: &Args, ui: &Ui) -> Result<(), Error> {
+    if args.step {
+        return Err(Error::usage("an encoder sees the whole sequence; leave out --step"));
+    }
+    let batch = match (&args.inputs, &args.tokens) {
+        (Some(path), _) => encode::Batch::read(path)?,
+        (None, tokens) => encode::Batch::one(tokens.as_deref().unwrap_or_default()),
+    };
+    let made = encode::run(engine, &batch, args.output.as_deref())?;
+    match args.json {
+        true => ui.json(&json!({ "outputs": made })),
+        false => made.iter().try_for_each(|line| ui.line(line)),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod encode;
 mod eval;
 mod explain;
 mod generate;

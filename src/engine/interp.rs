@@ -56,7 +56,7 @@ impl Interp {
 }
 
 impl Machine for Interp {
-    fn step(&mut self, args: &StepArgs<'_>, logits: &mut [f32], _: &mut Stats) -> Result<(), Error> {
+    fn step(&mut self, args: &StepArgs<'_>, outputs: &mut [(&str, &mut [f32])], _: &mut Stats) -> Result<(), Error> {
         let page = |slot: &i32| usize::try_from(*slot).unwrap_or(0) / PAGE + 1;
         self.grow(args.kv.slot.iter().map(page).max().unwrap_or(1));
         let Some(f) = self.module.entry() else { return Err(missing("an entry function")) };
@@ -70,13 +70,17 @@ impl Machine for Interp {
         let values = f.args.iter().map(|(name, _)| input(name)).collect::<Result<Vec<_>, Error>>()?;
         let states = &mut self.states;
         let results = run_function(&self.module, f, &self.module.syms, &sizes, values, states, &self.params)?;
-        let at = f.results.iter().position(|(name, _)| name == "logits");
-        let Some(Val::Tensor(t)) = at.and_then(|i| results.get(i)) else { return Err(missing("output `logits`")) };
-        let values = t.to_f32()?;
-        if values.len() != logits.len() {
-            return Err(missing(&format!("{} logits, {} are there", logits.len(), values.len())));
+        for (wanted, out) in outputs {
+            let at = f.results.iter().position(|(name, _)| name == wanted);
+            let Some(Val::Tensor(t)) = at.and_then(|i| results.get(i)) else {
+                return Err(missing(&format!("output `{wanted}`")));
+            };
+            let values = t.to_f32()?;
+            if values.len() != out.len() {
+                return Err(missing(&format!("{} numbers of `{wanted}`, {} are there", out.len(), values.len())));
+            }
+            out.copy_from_slice(&values);
         }
-        logits.copy_from_slice(&values);
         Ok(())
     }
 

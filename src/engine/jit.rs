@@ -102,7 +102,12 @@ impl Machine for Jit {
         Ok(())
     }
 
-    fn step(&mut self, args: &StepArgs<'_>, logits: &mut [f32], stats: &mut Stats) -> Result<(), Error> {
+    fn step(
+        &mut self,
+        args: &StepArgs<'_>,
+        outputs: &mut [(&str, &mut [f32])],
+        stats: &mut Stats,
+    ) -> Result<(), Error> {
         let bucket = if args.tokens.len() == 1 { Bucket::Decode } else { Bucket::Prefill };
         self.prepare(bucket, stats)?;
         let f = match bucket {
@@ -117,7 +122,8 @@ impl Machine for Jit {
         };
         let given = f.inputs().filter_map(|(name, ..)| Some((name, bytemuck::cast_slice(args.input(name)?))));
         let inputs: Vec<(&str, &[u8])> = given.collect();
-        let mut outputs = [("logits", bytemuck::cast_slice_mut(logits))];
+        let outputs = outputs.iter_mut().map(|(name, v)| (*name, bytemuck::cast_slice_mut(v)));
+        let mut outputs: Vec<(&str, &mut [u8])> = outputs.collect();
         Ok(f.run(&self.pool, &mut self.arena, states, &sizes, &inputs, &mut outputs)?)
     }
 }

@@ -96,6 +96,8 @@ struct StepArgs<'a> {
     rows: &'a [i32],
     /// Length that each token's sequence has after the step, or is known to get.
     span: &'a [i32],
+    /// Kind of each token, for models that have several.
+    types: &'a [i32],
     kv: &'a StepInputs,
 }
 
@@ -119,6 +121,7 @@ impl StepArgs<'_> {
             "tokens" => self.tokens,
             "rows" => self.rows,
             "span" => self.span,
+            "token_types" => self.types,
             "pos" => &self.kv.pos,
             "seq" => &self.kv.seq,
             "slot" => &self.kv.slot,
@@ -130,8 +133,9 @@ impl StepArgs<'_> {
 
 /// What computes a step.
 trait Machine {
-    /// Computes the logits `[rows, vocab]`.
-    fn step(&mut self, args: &StepArgs<'_>, logits: &mut [f32], stats: &mut Stats) -> Result<(), Error>;
+    /// Computes the outputs by name, each `[rows, width]`.
+    fn step(&mut self, args: &StepArgs<'_>, outputs: &mut [(&str, &mut [f32])], stats: &mut Stats)
+    -> Result<(), Error>;
     /// Compiles what is not compiled yet.
     fn prepare(&mut self, bucket: Bucket, stats: &mut Stats) -> Result<(), Error>;
 }
@@ -149,7 +153,10 @@ pub struct Engine {
     /// Length that the sequence is known to get.
     expected: usize,
     inputs: StepInputs,
-    logits: AlignedBytes,
+    /// Kinds of the tokens of the next step; empty for all 0.
+    types: Vec<i32>,
+    /// One per output of the model.
+    outputs: Vec<AlignedBytes>,
     stats: Stats,
 }
 
@@ -180,9 +187,22 @@ impl Engine {
         };
         let mut kv = PagedKv::new(options.context.div_ceil(PAGE), PAGE, options.context)?;
         let sequence = kv.start();
-        let logits = AlignedBytes::new(0, "logits")?;
+        let outputs = model.text.outputs.iter().map(|_| AlignedBytes::new(0, "an output")).collect::<Result<_, _>>()?;
         let (history, inputs, stats) = (vec![], StepInputs::default(), Stats::default());
-        Ok(Engine { model, machine, options, numerics, kv, sequence, history, expected: 0, inputs, logits, stats })
+        Ok(Engine {
+            model,
+            machine,
+            options,
+            numerics,
+            kv,
+            sequence,
+            history,
+            expected: 0,
+            inputs,
+            types: vec![],
+            outputs,
+            stats,
+        })
     }
 
     /// The model.
@@ -292,7 +312,8 @@ impl Engine {
             return Err(Error::usage("there are no tokens; give at least one"));
         }
         self.check(tokens)?;
-        let row_bytes = self.model.text.vocab.max(1) * size_of::<f32>();
+        self.continues()?;
+        let row_bytes = self.width(0).max(1) * size_of::<f32>();
         let chunk = match want {
             Rows::Last => CHUNK,
             Rows::All => (MAX_LOGITS / row_bytes).clamp(1, CHUNK),
@@ -315,8 +336,17 @@ impl Engine {
     /// As [`Engine::prefill`].
     pub fn decode(&mut self, token: u32) -> Result<&[f32], Error> {
         self.check(&[token])?;
+        self.continues()?;
         self.step(&[token], Rows::Last)?;
         Ok(self.last_logits(1, Rows::Last))
+    }
+
+    /// Refuses to continue text with a model that gives vectors.
+    fn continues(&self) -> Result<(), Error> {
+        match self.model.text.is_encoder() {
+            true => Err(Error::usage("the model is an encoder, which does not continue text; use `eval`")),
+            false => Ok(()),
+        }
     }
 
     /// Refuses what can not be computed before anything changes.
@@ -329,9 +359,42 @@ impl Engine {
         if asked > context { Err(RuntimeError::Context { context, asked }.into()) } else { Ok(()) }
     }
 
+    /// Numbers per row of an output.
+    fn width(&self, output: usize) -> usize {
+        self.model.text.outputs.get(output).map_or(0, |o| o.width)
+    }
+
     fn last_logits(&self, tokens: usize, want: Rows) -> &[f32] {
         let rows = if want == Rows::All { tokens } else { 1 };
-        &bytemuck::cast_slice(&self.logits)[..rows * self.model.text.vocab]
+        self.output(0, rows)
+    }
+
+    fn output(&self, i: usize, rows: usize) -> &[f32] {
+        let bytes = self.outputs.get(i).map_or(&[][..], |b| b);
+        bytemuck::cast_slice(bytes).get(..rows * self.width(i)).unwrap_or_default()
+    }
+
+    /// Computes a sequence of its own with an encoder: every output by name, `[tokens, width]`. `types` holds the kind of each
+    /// token, or nothing for all 0.
+    ///
+    /// # Errors
+    /// As [`Engine::prefill`]; more tokens than one step takes; kinds that are not one per token.
+    pub fn encode(&mut self, tokens: &[u32], types: &[i32]) -> Result<Vec<(String, Vec<f32>)>, Error> {
+        if tokens.is_empty() || tokens.len() > CHUNK {
+            let what = format!("a sequence of {} tokens; an encoder takes 1 to {CHUNK}", tokens.len());
+            return Err(Error::usage(what));
+        }
+        if !types.is_empty() && types.len() != tokens.len() {
+            return Err(Error::usage(format!("{} kinds for {} tokens; give one each", types.len(), tokens.len())));
+        }
+        self.reset()?;
+        self.check(tokens)?;
+        self.types = types.to_vec();
+        let done = self.step(tokens, Rows::All);
+        self.types.clear();
+        done?;
+        let all = self.model.text.outputs.iter().enumerate();
+        Ok(all.map(|(i, o)| (o.name.clone(), self.output(i, tokens.len()).to_vec())).collect())
     }
 
     fn step(&mut self, tokens: &[u32], want: Rows) -> Result<(), Error> {
@@ -340,13 +403,15 @@ impl Engine {
         let n = tokens.len();
         let last = n as i32 - 1;
         let rows: Vec<i32> = if want == Rows::All { (0..=last).collect() } else { vec![last] };
-        let bytes = rows.len() * self.model.text.vocab * size_of::<f32>();
-        if self.logits.len() < bytes {
-            self.logits = AlignedBytes::new(bytes, "logits")?;
+        for (i, o) in self.model.text.outputs.iter().enumerate() {
+            let bytes = rows.len() * o.width * size_of::<f32>();
+            if self.outputs.get(i).is_some_and(|b| b.len() < bytes) {
+                self.outputs[i] = AlignedBytes::new(bytes, "an output")?;
+            }
         }
         let before = self.history.len();
         self.kv.append(self.sequence, n)?;
-        let done = self.run(tokens, &rows, bytes);
+        let done = self.run(tokens, &rows);
         if let Err(e) = done {
             self.kv.truncate(self.sequence, before)?;
             return Err(e);
@@ -363,15 +428,18 @@ impl Engine {
         Ok(())
     }
 
-    fn run(&mut self, tokens: &[u32], rows: &[i32], bytes: usize) -> Result<(), Error> {
+    fn run(&mut self, tokens: &[u32], rows: &[i32]) -> Result<(), Error> {
         let ids: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
         let len = self.history.len() + tokens.len();
         let span = vec![i32::try_from(len.max(self.expected)).unwrap_or(i32::MAX); tokens.len()];
         let pages = len.div_ceil(PAGE);
         self.kv.step(&[(self.sequence, tokens.len())], pages, &mut self.inputs)?;
-        let args = StepArgs { tokens: &ids, rows, span: &span, kv: &self.inputs };
-        let logits = bytemuck::cast_slice_mut(&mut self.logits[..bytes]);
-        self.machine.step(&args, logits, &mut self.stats)
+        self.types.resize(tokens.len(), 0);
+        let args = StepArgs { tokens: &ids, rows, span: &span, types: &self.types, kv: &self.inputs };
+        let pairs = self.model.text.outputs.iter().zip(&mut self.outputs);
+        let mut outputs: Vec<(&str, &mut [f32])> =
+            pairs.map(|(o, b)| (o.name.as_str(), &mut bytemuck::cast_slice_mut(b)[..rows.len() * o.width])).collect();
+        self.machine.step(&args, &mut outputs, &mut self.stats)
     }
 }
 

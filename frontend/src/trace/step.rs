@@ -45,8 +45,13 @@ impl<'t> Step<'t> {
     /// it: those that see ahead, or whose rotation depends on the length.
     #[track_caller]
     pub fn span(&self) -> Tensor<'t> {
-        let n = self.tokens.shape();
-        self.tokens.tracer().input("span", n, DType::I32)
+        self.per_token("span", DType::I32)
+    }
+
+    /// Another input of the model, with one element per token: `[n]`.
+    #[track_caller]
+    pub fn per_token(&self, name: &str, dtype: DType) -> Tensor<'t> {
+        self.tokens.tracer().input(name, self.tokens.shape(), dtype)
     }
 
     /// Declares the inputs of a step.

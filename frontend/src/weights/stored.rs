@@ -43,7 +43,7 @@ impl Rows {
 /// How a parameter is stored, where that is not under its own name as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stored {
-    /// Takes the place of the last but one component of the parameter's name.
+    /// Takes the place of the last but one component of the parameter's name; each `../` before it takes one more.
     pub tensor: Option<String>,
     /// The part of the stored matrix; all of it if absent. Counted after transposition.
     pub rows: Option<Rows>,
@@ -55,13 +55,13 @@ impl Stored {
     /// The name of the stored tensor for a parameter: `a.b.q_proj.weight` with tensor `qkv` is `a.b.qkv.weight`.
     pub fn name(&self, param: &str) -> String {
         let Some(tensor) = &self.tensor else { return param.to_owned() };
-        match param.rsplit_once('.') {
-            Some((stem, kind)) => match stem.rsplit_once('.') {
-                Some((path, _)) => format!("{path}.{tensor}.{kind}"),
-                None => format!("{tensor}.{kind}"),
-            },
-            None => tensor.clone(),
+        let Some((stem, kind)) = param.rsplit_once('.') else { return tensor.clone() };
+        let parent = |path: &str| path.rsplit_once('.').map_or(String::new(), |(parent, _)| parent.to_owned());
+        let (mut path, mut tensor) = (parent(stem), tensor.as_str());
+        while let Some(rest) = tensor.strip_prefix("../") {
+            (path, tensor) = (parent(&path), rest);
         }
+        if path.is_empty() { format!("{tensor}.{kind}") } else { format!("{path}.{tensor}.{kind}") }
     }
 
     /// The shape of the parameter, given the shape that is stored; what does not fit otherwise.
@@ -123,6 +123,7 @@ mod tests {
         let at = |tensor: &str| Stored { tensor: Some(tensor.into()), ..Stored::default() };
         assert_eq!(at("c_attn").name("h.0.attn.q_proj.bias"), "h.0.attn.c_attn.bias");
         assert_eq!(at("mixer.Wqkv").name("h.0.q_proj.weight"), "h.0.mixer.Wqkv.weight");
+        assert_eq!(at("../output.dense").name("a.self.o_proj.weight"), "a.output.dense.weight");
         assert_eq!(Stored::default().name("a.b"), "a.b");
     }
 

@@ -347,7 +347,8 @@ pub fn pack(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
         (Elem::Gguf(t), Elem::Packed(p)) => {
             p == crate::Packed::for_gguf(t) && s.prove_multiple(&w.shape[1], t.block_len() as i64) == Proof::Yes
         }
-        (Elem::Scalar(d), Elem::Rows8(e)) => d == e && d.is_float(),
+        (Elem::Gguf(t), Elem::Rows8(DType::F32)) => s.prove_multiple(&w.shape[1], t.block_len() as i64) == Proof::Yes,
+        (Elem::Scalar(d), Elem::Rows8(e)) => d.is_float() && (d == e || e == DType::F32),
         _ => false,
     };
     if !ok {

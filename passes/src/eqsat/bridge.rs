@@ -1,12 +1,13 @@
 //! Functions to terms and back.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Add;
 
 use egg::Id;
 use marquetry_ir::Syms;
 use marquetry_ir::graph::{Attr, Builder, Class, Function, Inst, Loc, Module, Op, Ty, TypeError, Value};
 
-use super::cost::Target;
+use super::cost::{Cost, Target};
 use super::extract::node_cost;
 use super::facts::{Graph, Types, split};
 use super::term::Term;
@@ -81,10 +82,21 @@ impl Region {
     }
 
     /// Cost of the function as it came.
-    pub fn cost(&self, target: Target) -> u64 {
+    pub fn cost(&self, target: Target) -> Cost {
         let g = &self.graph;
         let cost = g.classes().filter_map(|c| node_cost(g, target, c.id, c.nodes.first()?));
-        cost.fold(0, u64::saturating_add)
+        cost.fold(Cost::default(), Cost::add)
+    }
+
+    /// Where each class comes from in the source, as far as it is known.
+    pub fn locs(&self, f: &Function) -> HashMap<Id, Loc> {
+        let mut locs = HashMap::new();
+        for r in f.insts.iter().flat_map(|i| &i.results) {
+            if let (Some(id), Some(loc)) = (self.ids[r.0 as usize], &f.values[r.0 as usize].loc) {
+                locs.entry(self.graph.find(id)).or_insert_with(|| loc.clone());
+            }
+        }
+        locs
     }
 
     /// Writes the chosen nodes as a function with the interface of `f`.
@@ -95,15 +107,9 @@ impl Region {
             chosen,
             b: Builder::new(syms, Function::new(f.name.clone(), f.kind)),
             done: HashMap::new(),
-            locs: HashMap::new(),
+            locs: self.locs(f),
+            reader: None,
         };
-        for inst in &f.insts {
-            for r in &inst.results {
-                if let (Some(id), Some(loc)) = (self.ids[r.0 as usize], &f.values[r.0 as usize].loc) {
-                    w.locs.entry(self.graph.find(id)).or_insert_with(|| loc.clone());
-                }
-            }
-        }
         for (name, v) in &f.args {
             let new = w.b.arg(name.clone(), f.ty(*v).clone());
             w.bind(*v, new);
@@ -138,6 +144,8 @@ struct Writer<'a, 's> {
     b: Builder<'s>,
     done: HashMap<Id, Value>,
     locs: HashMap<Id, Loc>,
+    /// Place of what is being written: new operands without a place of their own take it.
+    reader: Option<Loc>,
 }
 
 fn missing(what: &str) -> TypeError {
@@ -179,6 +187,7 @@ impl Writer<'_, '_> {
     /// `param`, `state`, `call`: kept as they are, over new operands.
     fn outside(&mut self, inst: &Inst) -> Result<(), TypeError> {
         self.readers(inst)?;
+        self.reader = None;
         let operands = inst.operands.iter().map(|v| self.value(*v)).collect::<Result<_, _>>()?;
         self.b.loc = self.f.values[inst.results[0].0 as usize].loc.clone();
         let tys = inst.results.iter().map(|r| self.f.ty(*r).clone()).collect();
@@ -196,8 +205,11 @@ impl Writer<'_, '_> {
         let Some(Term::Op(op, children)) = self.chosen.get(&id) else { return Err(missing("a class")) };
         let (operands, attrs) = split(*op, children);
         let attrs: Option<Vec<Attr>> = attrs.iter().map(|a| g[*a].data.attr.clone()).collect();
+        let loc = self.locs.get(&id).or(self.reader.as_ref()).cloned();
+        let reader = std::mem::replace(&mut self.reader, loc.clone());
         let operands = operands.iter().map(|c| self.class(*c)).collect::<Result<Vec<_>, _>>()?;
-        self.b.loc = self.locs.get(&id).cloned();
+        self.reader = reader;
+        self.b.loc = loc;
         let v = self.b.emit(*op, &operands, attrs.ok_or_else(|| missing("an attribute"))?)?;
         self.done.insert(id, v);
         Ok(v)

@@ -1,7 +1,8 @@
 //! The cost model: integer picoseconds at one shape point.
 
 use marquetry_ir::graph::{Class, Op, Ty};
-use marquetry_ir::{Dim, Elem, Syms};
+use marquetry_ir::{Dim, Elem, Packed, Syms};
+use serde::Serialize;
 
 /// Speeds of a target, per unit of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,11 +17,14 @@ pub struct Target {
     pub dequant_ps: u64,
     /// One 8-bit multiply-add.
     pub i8_ps: u64,
+    /// One byte of weights that stays in memory beyond the smallest form: the time that is worth it.
+    pub resident_ps: u64,
 }
 
 impl Target {
     /// Two cores of a desktop or server CPU with 256-bit vectors.
-    pub const CPU: Target = Target { launch_ps: 700_000, byte_ps: 40, f32_ps: 35, dequant_ps: 90, i8_ps: 12 };
+    pub const CPU: Target =
+        Target { launch_ps: 700_000, byte_ps: 40, f32_ps: 35, dequant_ps: 90, i8_ps: 12, resident_ps: 20_000 };
 }
 
 /// Size at which symbols are costed: the value itself when fixed, else a typical one within the bounds.
@@ -59,18 +63,75 @@ fn arithmetic(op: Op) -> u64 {
     }
 }
 
+/// What something costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Cost {
+    /// Estimated picoseconds.
+    pub ps: u64,
+    /// Kernels started, before the fuser groups operations.
+    pub launches: u64,
+    /// Bytes moved to and from memory.
+    pub bytes: u64,
+    /// Bytes of weights that stay in memory beyond the smallest form that kernels read.
+    pub resident: u64,
+}
+
+impl std::ops::Add for Cost {
+    type Output = Cost;
+
+    fn add(self, o: Cost) -> Cost {
+        Cost {
+            ps: self.ps.saturating_add(o.ps),
+            launches: self.launches.saturating_add(o.launches),
+            bytes: self.bytes.saturating_add(o.bytes),
+            resident: self.resident.saturating_add(o.resident),
+        }
+    }
+}
+
+impl Cost {
+    /// What choices are compared by: time, and memory at the price that the target puts on it.
+    pub fn weight(self, target: Target) -> u64 {
+        self.ps.saturating_add(self.resident.saturating_mul(target.resident_ps))
+    }
+
+    fn of(ps: u64) -> Cost {
+        Cost { ps, ..Cost::default() }
+    }
+
+    /// One kernel that moves these bytes and computes for this long.
+    fn kernel(target: Target, bytes: u64, work: u64) -> Cost {
+        let ps = target.launch_ps.saturating_add(work.max(bytes.saturating_mul(target.byte_ps)));
+        Cost { ps, launches: 1, bytes, resident: 0 }
+    }
+}
+
+/// Bytes that a form of a weight takes for good, beyond the smallest form that kernels read.
+fn resident(syms: &Syms, operands: &[&Ty], result: &Ty) -> u64 {
+    let Some(Ty::Tensor(file)) = operands.first() else { return 0 };
+    let smallest = match file.elem {
+        Elem::Gguf(q) => Elem::Packed(Packed::for_gguf(q)),
+        Elem::Scalar(d) => Elem::Rows8(d),
+        _ => return 0,
+    };
+    let least = bytes(syms, &Ty::tensor(smallest, file.shape.clone()));
+    bytes(syms, result).saturating_sub(least)
+}
+
 /// Cost of one node given the types of its operands and result.
-pub fn node(target: Target, syms: &Syms, op: Op, operands: &[&Ty], result: &Ty, weight_only: bool) -> u64 {
+pub fn node(target: Target, syms: &Syms, op: Op, operands: &[&Ty], result: &Ty, weight_only: bool) -> Cost {
     if weight_only {
-        return 0;
+        let stays = matches!(op, Op::Pack | Op::Dequant);
+        let resident = if stays { resident(syms, operands, result) } else { 0 };
+        return Cost { resident, ..Cost::default() };
     }
     let moved: u64 = operands.iter().map(|t| bytes(syms, t)).sum::<u64>() + bytes(syms, result);
     match op.class() {
-        Class::Leaf | Class::Call => 0,
+        Class::Leaf | Class::Call => Cost::default(),
         // Views: a hair above nothing, so that fewer win ties.
-        Class::Movement => 1,
+        Class::Movement => Cost::of(1),
         // Fused into a neighbour as a rule: arithmetic only.
-        Class::Elementwise => elements(syms, result).saturating_mul(arithmetic(op)),
+        Class::Elementwise => Cost::of(elements(syms, result).saturating_mul(arithmetic(op))),
         Class::Contract => {
             let k = operands.first().and_then(|t| t.as_tensor()).and_then(|t| t.shape.last());
             let rows = operands.get(1).and_then(|t| t.as_tensor()).and_then(|t| t.shape.first());
@@ -90,13 +151,14 @@ pub fn node(target: Target, syms: &Syms, op: Op, operands: &[&Ty], result: &Ty, 
                 _ => 8,
             };
             let work = lead.saturating_mul(k).saturating_mul(rows).saturating_mul(unit);
-            target.launch_ps + work.max(moved * target.byte_ps).saturating_mul(factor)
+            let work = work.max(moved.saturating_mul(target.byte_ps)).saturating_mul(factor);
+            Cost::kernel(target, moved, work)
         }
         Class::Gather => {
             let read = bytes(syms, result) * 2;
             let plain = operands[0].as_tensor().is_some_and(|t| t.elem.scalar().is_some());
-            target.launch_ps + read * target.byte_ps + u64::from(plain)
+            Cost::kernel(target, read, 0) + Cost::of(u64::from(plain))
         }
-        Class::Reduce | Class::Repr | Class::State => target.launch_ps + moved * target.byte_ps,
+        Class::Reduce | Class::Repr | Class::State => Cost::kernel(target, moved, 0),
     }
 }

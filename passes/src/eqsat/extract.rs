@@ -4,12 +4,12 @@
 //! "faster greedy DAG" of the extraction gym). A merge of siblings pays only when all of them take part, so each group is
 //! tried as a whole and kept when the whole region gets cheaper.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use egg::{Id, Language};
 use marquetry_ir::graph::{Op, Ty};
 
-use super::cost::{self, Target};
+use super::cost::{self, Cost, Target};
 use super::facts::{Graph, split};
 use super::term::Term;
 
@@ -18,6 +18,8 @@ use super::term::Term;
 pub struct Group {
     /// Name of the rule.
     pub rule: &'static str,
+    /// The operator that is merged.
+    pub op: Op,
     /// Class of each sibling and its node in the merged form.
     pub members: Vec<(Id, Term)>,
 }
@@ -27,7 +29,16 @@ pub struct Choice {
     /// Node per class.
     pub nodes: BTreeMap<Id, Term>,
     /// Cost of all chosen nodes.
-    pub cost: u64,
+    pub cost: Cost,
+}
+
+/// Nodes that a choice must take or leave.
+#[derive(Clone, Default)]
+pub struct Wish {
+    /// Classes that may take one node only.
+    pub forced: BTreeMap<Id, Term>,
+    /// Nodes, by class, that may not be taken.
+    pub banned: Vec<(Id, Term)>,
 }
 
 /// The best node of a class so far.
@@ -37,18 +48,24 @@ struct Best {
     candidate: usize,
     /// Classes that it needs, itself included, one bit each.
     needs: Vec<u64>,
-    /// Cost of all of them.
+    /// Cost of all of them, and their number.
     total: u64,
+    count: usize,
 }
 
 struct Candidate<'g> {
     node: &'g Term,
-    cost: u64,
+    cost: Cost,
     children: Vec<usize>,
+    /// Place among nodes of equal cost: products of earlier rules first, what was there last; then table order.
+    rank: (usize, u32),
 }
 
 /// The e-graph with dense class numbers and the cost of every node, made once for all trials.
-struct Problem<'g> {
+pub struct Problem<'g> {
+    g: &'g Graph,
+    target: Target,
+    roots: &'g [Id],
     ids: Vec<Id>,
     index: BTreeMap<Id, usize>,
     candidates: Vec<Vec<Candidate<'g>>>,
@@ -60,10 +77,10 @@ pub fn same(g: &Graph, a: &Term, b: &Term) -> bool {
 }
 
 /// Cost of a node of a class; none for one that breaks a type rule.
-pub fn node_cost(g: &Graph, target: Target, id: Id, node: &Term) -> Option<u64> {
+pub fn node_cost(g: &Graph, target: Target, id: Id, node: &Term) -> Option<Cost> {
     let data = &g[id].data;
     match node {
-        Term::Attr(_) | Term::Leaf(_) => Some(0),
+        Term::Attr(_) | Term::Leaf(_) => Some(Cost::default()),
         Term::Op(op, children) => {
             let (operands, _) = split(*op, children);
             let tys: Option<Vec<&Ty>> = operands.iter().map(|c| g[*c].data.ty.as_ref()).collect();
@@ -73,56 +90,53 @@ pub fn node_cost(g: &Graph, target: Target, id: Id, node: &Term) -> Option<u64> 
     }
 }
 
-/// Rank among nodes of equal cost: smaller nodes first, then table order; never a hash or an id.
-fn rank(node: &Term) -> (usize, u32) {
-    match node {
-        Term::Op(op, c) => (c.len() + 1, *op as u32),
-        _ => (0, 0),
-    }
-}
+/// The rule that made a node, by position; nodes that were there are not in it. Ties are broken by it, never by a hash or an id.
+pub type Origins = HashMap<Term, usize>;
 
 /// Rounds over all classes before an extraction settles for what it has.
 const MAX_ROUNDS: usize = 64;
 
 impl<'g> Problem<'g> {
     /// Classes in the order of their ids, which is deterministic.
-    fn new(g: &'g Graph, target: Target) -> Problem<'g> {
+    pub fn new(g: &'g Graph, target: Target, roots: &'g [Id], origins: &Origins) -> Problem<'g> {
         let mut ids: Vec<Id> = g.classes().map(|c| c.id).collect();
         ids.sort_unstable();
         let index: BTreeMap<Id, usize> = ids.iter().enumerate().map(|(i, id)| (*id, i)).collect();
         let candidate = |id: Id, node: &'g Term| {
             let children = node.children().iter().map(|c| index.get(&g.find(*c)).copied());
             let (cost, children) = (node_cost(g, target, id, node)?, children.collect::<Option<Vec<_>>>()?);
-            Some(Candidate { node, cost, children })
+            let tag = if let Term::Op(op, _) = node { *op as u32 + 1 } else { 0 };
+            let rank = (origins.get(node).copied().unwrap_or(usize::MAX), tag);
+            Some(Candidate { node, cost, children, rank })
         };
         let candidates = ids.iter().map(|&id| g[id].nodes.iter().filter_map(|n| candidate(id, n)).collect()).collect();
-        Problem { ids, index, candidates }
+        Problem { g, target, roots, ids, index, candidates }
     }
 
-    /// The best node of each class; `forced` classes may take one node only.
-    fn solve(&self, g: &Graph, forced: &BTreeMap<Id, Term>) -> Vec<Option<Best>> {
+    /// The best node of each class.
+    fn solve(&self, wish: &Wish) -> Vec<Option<Best>> {
         let words = self.ids.len().div_ceil(64);
         let mut best: Vec<Option<Best>> = vec![None; self.ids.len()];
         let mut own = vec![0u64; self.ids.len()];
+        let key = |i: usize, b: &Best| (b.total, b.count, self.candidates[i][b.candidate].rank);
         for _ in 0..MAX_ROUNDS {
             let mut changed = false;
             for (i, id) in self.ids.iter().enumerate() {
-                let only = forced.get(id);
+                let only = wish.forced.get(id);
                 for (n, c) in self.candidates[i].iter().enumerate() {
-                    if only.is_some_and(|o| !same(g, o, c.node)) {
+                    let banned = || wish.banned.iter().any(|(b, t)| b == id && same(self.g, t, c.node));
+                    if only.is_some_and(|o| !same(self.g, o, c.node)) || banned() {
                         continue;
                     }
-                    let Some(needs) = union(&best, &c.children, words).filter(|needs| !has(needs, i)) else { continue };
-                    let total = bits(&needs).fold(c.cost, |sum, j| sum.saturating_add(own[j]));
-                    let better = match &best[i] {
-                        Some(b) => (total, rank(c.node)) < (b.total, rank(self.candidates[i][b.candidate].node)),
-                        None => true,
+                    let Some(mut needs) = union(&best, &c.children, words).filter(|needs| !has(needs, i)) else {
+                        continue;
                     };
-                    if better {
-                        let mut needs = needs;
-                        needs[i / 64] |= 1 << (i % 64);
-                        own[i] = c.cost;
-                        best[i] = Some(Best { candidate: n, needs, total });
+                    let total = bits(&needs).fold(c.cost.weight(self.target), |sum, j| sum.saturating_add(own[j]));
+                    needs[i / 64] |= 1 << (i % 64);
+                    let new = Best { candidate: n, count: bits(&needs).count(), needs, total };
+                    if best[i].as_ref().is_none_or(|old| key(i, &new) < key(i, old)) {
+                        own[i] = c.cost.weight(self.target);
+                        best[i] = Some(new);
                         changed = true;
                     }
                 }
@@ -134,16 +148,19 @@ impl<'g> Problem<'g> {
         best
     }
 
-    fn choose(&self, best: &[Option<Best>], g: &Graph, roots: &[Id]) -> Option<Choice> {
+    /// The cheapest choice for the roots that grants the wish; none if there is none.
+    pub fn choose(&self, wish: &Wish) -> Option<Choice> {
+        let best = self.solve(wish);
         let mut nodes = BTreeMap::new();
-        let mut cost = 0u64;
-        let mut stack = roots.iter().map(|r| self.index.get(&g.find(*r)).copied()).collect::<Option<Vec<_>>>()?;
+        let mut cost = Cost::default();
+        let mut stack =
+            self.roots.iter().map(|r| self.index.get(&self.g.find(*r)).copied()).collect::<Option<Vec<_>>>()?;
         while let Some(i) = stack.pop() {
             if nodes.contains_key(&self.ids[i]) {
                 continue;
             }
             let c = &self.candidates[i][best[i].as_ref()?.candidate];
-            cost = cost.saturating_add(c.cost);
+            cost = cost + c.cost;
             stack.extend(&c.children);
             nodes.insert(self.ids[i], c.node.clone());
         }
@@ -176,38 +193,62 @@ fn bits(set: &[u64]) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Chooses nodes for everything that `roots` need.
-pub fn extract(g: &Graph, target: Target, roots: &[Id], groups: &[Group]) -> Option<(Choice, Vec<bool>)> {
-    let problem = Problem::new(g, target);
-    let mut forced = BTreeMap::new();
+/// The outcome of trying groups.
+pub struct Extracted {
+    /// What was chosen.
+    pub choice: Choice,
+    /// The groups in it, as wishes.
+    pub wish: Wish,
+    /// Of each group: was it taken, and what the whole would cost the other way.
+    pub groups: Vec<(bool, Option<Cost>)>,
+}
+
+/// The wish with the nodes of a group in it.
+fn with(g: &Graph, wish: &Wish, group: &Group) -> Wish {
+    let mut wish = wish.clone();
+    wish.forced.extend(group.members.iter().map(|(id, node)| (g.find(*id), node.clone())));
+    wish
+}
+
+/// Chooses nodes for everything that the roots need: groups one by one, in two passes, while the whole gets cheaper.
+pub fn extract(problem: &Problem<'_>, groups: &[Group]) -> Option<Extracted> {
+    let g = problem.g;
+    let mut wish = Wish::default();
     let mut taken = vec![false; groups.len()];
-    let mut current = problem.choose(&problem.solve(g, &forced), g, roots)?;
+    let mut current = problem.choose(&wish)?;
+    let weight = |c: &Choice| c.cost.weight(problem.target);
+    let used =
+        |choice: &Choice, group: &Group| group.members.iter().all(|(id, _)| choice.nodes.contains_key(&g.find(*id)));
     for _ in 0..2 {
-        let before = current.cost;
-        for (i, group) in
-            groups.iter().enumerate().filter(|(i, _)| !taken.get(*i).copied().unwrap_or(true)).collect::<Vec<_>>()
-        {
-            let mut trial = forced.clone();
-            for (id, node) in &group.members {
-                trial.insert(g.find(*id), node.clone());
-            }
-            let Some(with) = problem.choose(&problem.solve(g, &trial), g, roots) else { continue };
-            let all_used = group.members.iter().all(|(id, _)| with.nodes.contains_key(&g.find(*id)));
-            if with.cost < current.cost && all_used {
-                (current, forced) = (with, trial);
-                taken[i] = true;
+        let before = weight(&current);
+        for (group, taken) in groups.iter().zip(&mut taken).filter(|(_, t)| !**t) {
+            let trial = with(g, &wish, group);
+            let Some(choice) = problem.choose(&trial) else { continue };
+            if weight(&choice) < weight(&current) && used(&choice, group) {
+                (current, wish, *taken) = (choice, trial, true);
             }
         }
-        if current.cost == before {
+        if weight(&current) == before {
             break;
         }
     }
-    Some((current, taken))
+    let other = |(group, taken): (&Group, &bool)| {
+        let mut trial = if *taken { wish.clone() } else { with(g, &wish, group) };
+        if *taken {
+            group.members.iter().for_each(|(id, node)| {
+                trial.forced.remove(&g.find(*id));
+                trial.banned.push((g.find(*id), node.clone()));
+            });
+        }
+        (*taken, problem.choose(&trial).map(|c| c.cost))
+    };
+    let groups = groups.iter().zip(&taken).map(other).collect();
+    Some(Extracted { choice: current, wish, groups })
 }
 
 /// The cheapest choice that takes the given nodes.
 #[cfg(test)]
 pub fn forced(g: &Graph, target: Target, roots: &[Id], nodes: &BTreeMap<Id, Term>) -> Option<Choice> {
-    let problem = Problem::new(g, target);
-    problem.choose(&problem.solve(g, nodes), g, roots)
+    let wish = Wish { forced: nodes.clone(), ..Wish::default() };
+    Problem::new(g, target, roots, &Origins::default()).choose(&wish)
 }

@@ -1,13 +1,14 @@
 //! The harness is tested: each of these rules is wrong in one detail and must be caught, through the entry that real rules
 //! take. A harness that misses one is broken.
 
+use egg::Id;
 use marquetry_ir::DType;
 use marquetry_ir::graph::{Attr, Op, parse_module, verify};
 
 use super::facts::{Graph, add};
 use super::rules::{Bound, Build, Rule};
 use super::soundness::check;
-use super::{Exact, Id, Phase};
+use super::{Exact, Phase};
 
 struct Wrong {
     name: &'static str,

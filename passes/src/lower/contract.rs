@@ -81,7 +81,8 @@ impl Job {
         }
         let tile = Tile { value: self.y, acc, origin: (t0.clone(), b0.clone()), blocks: self.blocks };
         all.extend(match (cx.planes.get(&self.w).cloned(), cx.planes.get(&self.x).cloned()) {
-            (Some(Planes::Rows8(w)), _) => self.floats(cx, w, tokens, &tile)?,
+            (Some(Planes::Rows8(w)), _) => self.floats(cx, w, true, tokens, &tile)?,
+            (Some(Planes::Plain(w)), _) => self.floats(cx, w, false, tokens, &tile)?,
             (Some(Planes::Packed(p, data, scale, min)), Some(Planes::Act8(q, xs, sum))) => {
                 self.int8(cx, (p, data, scale, min), [q, xs, sum], tokens, &tile)?
             }
@@ -134,8 +135,8 @@ impl Job {
         Ok(all)
     }
 
-    /// f32, f16 or bf16 rows, in f32.
-    fn floats(&self, cx: &mut Cx<'_>, w: Buf, tokens: i64, tile: &Tile) -> Lowered<Vec<Stmt>> {
+    /// f32, f16 or bf16 rows, in f32: in blocks of 8, or plain, where rows beyond the last read the last.
+    fn floats(&self, cx: &mut Cx<'_>, w: Buf, blocked: bool, tokens: i64, tile: &Tile) -> Lowered<Vec<Stmt>> {
         let k = cx.shape(self.x).pop().ok_or("no inner axis")?;
         let loop_ = cx.each("k", &k, LoopKind::Serial, |cx, k| {
             let mut body = vec![];
@@ -143,7 +144,13 @@ impl Job {
                 let x = cx.read(self.x, &[tile.origin.0.clone() + t, k.clone()])?;
                 for b in 0..self.blocks {
                     body.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| {
-                        let at = vec![tile.origin.1.clone() + b, k.clone(), r.clone()];
+                        let block = tile.origin.1.clone() + b;
+                        let last = self.rows * self.ratio - 1;
+                        let at = match blocked {
+                            true => vec![block, k.clone(), r.clone()],
+                            false if last % 8 == 7 => vec![block * 8 + r.clone(), k.clone()],
+                            false => vec![(block * 8 + r.clone()).min(Expr::idx(last)), k.clone()],
+                        };
                         let weight = cx.k.load(w, at).cast(DType::F32);
                         Ok(vec![self.add(cx, tile, t, b, r, x.clone(), weight)])
                     })?);

@@ -118,7 +118,7 @@ impl Walk<'_> {
         match inst.op {
             Op::Param => Ok(vec![Bound::Weight(raw_weight(name, ty)?)]),
             Op::State => Ok(vec![self.state(name, ty)?]),
-            Op::Pack | Op::ConcatRows => Ok(vec![Bound::Weight(weight(inst, &operands, ty)?)]),
+            Op::Pack | Op::ConcatRows | Op::Dequant => Ok(vec![Bound::Weight(weight(inst, &operands, ty)?)]),
             Op::Call => {
                 let callee = self.m.function(name).ok_or_else(|| format!("no function @{name}"))?;
                 match callee.kind {

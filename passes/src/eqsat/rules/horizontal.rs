@@ -10,6 +10,7 @@ use super::{Bound, rules};
 use crate::eqsat::Config;
 use crate::eqsat::extract::Group;
 use crate::eqsat::facts::{Graph, add};
+use crate::eqsat::report::element;
 use crate::eqsat::term::Term;
 use crate::manager::Rewrites;
 
@@ -77,7 +78,7 @@ pub fn merge_siblings(g: &mut Graph, region: &str, config: &Config, rewrites: &R
         }
         if let Some(members) = merged(g, x, op, &siblings) {
             rewrites.applied(|| format!("eqsat @{region}: `{MERGE_LINEARS}` of {} siblings", members.len()));
-            groups.push(Group { rule: MERGE_LINEARS, members });
+            groups.push(Group { rule: MERGE_LINEARS, op, members });
         }
     }
     g.rebuild();
@@ -108,4 +109,30 @@ fn merged(g: &mut Graph, x: Id, op: Op, siblings: &[(Id, Id)]) -> Option<Vec<(Id
         start += n;
     }
     Some(members)
+}
+
+/// Products of one input in a choice that can not be merged, and why.
+pub fn apart(g: &Graph, chosen: &BTreeMap<Id, Term>) -> Vec<(Vec<Id>, String)> {
+    let mut by_input: BTreeMap<Id, Vec<(Id, Id)>> = BTreeMap::new();
+    for (id, node) in chosen {
+        if let Term::Op(Op::Linear | Op::QLinear, c) = node {
+            by_input.entry(g.find(c[0])).or_default().push((*id, g.find(c[1])));
+        }
+    }
+    let mut all = vec![];
+    for siblings in by_input.into_values() {
+        let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+        siblings.iter().for_each(|(_, w)| *kinds.entry(element(g, *w)).or_default() += 1);
+        let ragged = siblings.iter().any(|(_, w)| rows(g, *w).is_none_or(|n| n % 8 != 0));
+        let why = if kinds.len() > 1 {
+            let kinds: Vec<String> = kinds.iter().map(|(k, n)| format!("{n} x {k}")).collect();
+            format!("layouts differ: {}", kinds.join(", "))
+        } else if siblings.len() > 1 && ragged {
+            "the rows of a matrix are no multiple of 8".into()
+        } else {
+            continue;
+        };
+        all.push((siblings.into_iter().map(|(id, _)| id).collect(), why));
+    }
+    all
 }
