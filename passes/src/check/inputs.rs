@@ -134,6 +134,16 @@ impl Inputs {
         }
     }
 
+    /// States of zeros.
+    pub fn clear_states(&mut self) {
+        self.states.values_mut().for_each(|p| p.data.fill(0.0));
+    }
+
+    /// Names of the arguments and parameters.
+    pub fn required(&self) -> Vec<String> {
+        self.args.keys().chain(self.params.keys()).cloned().collect()
+    }
+
     /// Names of everything that can be replaced.
     pub fn names(&self) -> Vec<String> {
         let mut all: Vec<String> =
@@ -280,10 +290,13 @@ impl Inputs {
             None => {
                 let random = Random::named(self.seed, &w.sources.join("+"));
                 let t = tensor(w.from, w.shape.clone(), Limit { below: 4, distinct: false }, random)?;
-                let n = rows(&w.shape) / w.sources.len();
                 let all = bytes(&t)?;
-                let size = all.len() / w.sources.len();
-                all.chunks(size.max(1)).map(|c| (c.to_vec(), n)).collect()
+                // Which rows are whose is not declared: equal shares, and what is left over for the last.
+                let (n, count) = (rows(&w.shape), w.sources.len());
+                let share = |i: usize| if i + 1 == count { n - n / count * i } else { n / count };
+                let row = all.len() / n.max(1);
+                let from = |i: usize| n / count * i * row;
+                (0..count).map(|i| (all[from(i)..from(i) + share(i) * row].to_vec(), share(i))).collect()
             }
         };
         let parts: Vec<(&[u8], usize)> = parts.iter().map(|(b, n)| (b.as_slice(), *n)).collect();

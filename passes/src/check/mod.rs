@@ -13,7 +13,7 @@ use marquetry_ir::Syms;
 use crate::Numerics;
 use crate::eqsat::Exact;
 use crate::manager::{Ir, Pass, PassError};
-use compare::distance;
+pub use compare::distance;
 pub use inputs::{Inputs, Random, pick};
 
 /// How to check.
