@@ -67,6 +67,9 @@ pub enum Error {
     /// Two ways of running the same give different results.
     #[error("{what}")]
     Differs { what: String },
+    /// IR that can not be run, or not on what it was given.
+    #[error("{what}")]
+    Exec { what: String },
     /// The reader of the output went away.
     #[error("the output was closed")]
     Closed,
@@ -167,6 +170,7 @@ impl Error {
             Error::Closed => "CLI004",
             Error::Interrupted => "CLI005",
             Error::Differs { .. } => "CLI006",
+            Error::Exec { .. } => "EXE001",
             Error::Model { .. } => "MDL001",
             Error::Lacks { .. } => "MDL002",
             Error::Fetch { .. } => "NET001",
@@ -227,6 +231,7 @@ impl Error {
             Error::Codegen(CodegenError::Memory(_)) => Exit::Memory,
             Error::Runtime(e) => runtime_exit(e),
             Error::Model { .. }
+            | Error::Exec { .. }
             | Error::Input { .. }
             | Error::Weights(_)
             | Error::Tokenizer(_)
@@ -274,7 +279,10 @@ pub const CODES: &[(&str, &str)] = &[
     ("CLI003", "The system refused a file operation. The message has the path and the system's reason."),
     ("CLI004", "Whoever read the output closed it, as `head` does. Nothing is wrong."),
     ("CLI005", "Ctrl-C was pressed."),
-    ("CLI006", "Two backends gave different results for the same IR and inputs: a defect of Marquetry, or IR whose results hang on rounding."),
+    (
+        "CLI006",
+        "Two backends gave different results for the same IR and inputs: a defect of Marquetry, or IR whose results hang on rounding.",
+    ),
     (
         "MDL001",
         "The model argument leads to no model. It is a directory with config.json and safetensors, a .gguf file, pypi:NAME or hf:ORG/REPO.",
@@ -328,6 +336,10 @@ pub const CODES: &[(&str, &str)] = &[
     (
         "GEN",
         "Code generation failed: GEN001 to GEN003 are defects of Marquetry, GEN004 is a CPU without a code generator, GEN005 memory for code that the system refused.",
+    ),
+    (
+        "EXE001",
+        "`exec` can not run the IR on these inputs: a missing or misshapen tensor, a size out of its bounds, or an index outside of its buffer.",
     ),
     ("INT001", "The interpreter met something it can not evaluate: a defect of Marquetry."),
     ("PCK001", "A weight could not be brought into the layout that kernels read: a defect of Marquetry."),

@@ -19,7 +19,7 @@ use crate::ir::graph::interp::{Data, Tensor};
 use crate::ir::{DType, Elem};
 
 fn wrong(what: impl std::fmt::Display) -> Error {
-    Error::usage(what.to_string())
+    Error::Exec { what: what.to_string() }
 }
 
 /// Shapes of the arguments, by name.
@@ -44,7 +44,12 @@ fn arguments(ir: &Ir) -> Vec<(&str, &[Dim])> {
 }
 
 /// Values of the symbols: as asked for, as given tensors show, or small ones.
-fn sizes(ir: &Ir, wanted: &[(String, i64)], given: &[(String, Tensor)], seed: u64) -> Result<Vec<(String, i64)>, Error> {
+fn sizes(
+    ir: &Ir,
+    wanted: &[(String, i64)],
+    given: &[(String, Tensor)],
+    seed: u64,
+) -> Result<Vec<(String, i64)>, Error> {
     let syms = match ir {
         Ir::Graph(m) => &m.syms,
         Ir::Program(p) => &p.syms,
@@ -89,7 +94,8 @@ pub fn random(ir: &Ir, wanted: &[(String, i64)], seed: u64) -> Result<Inputs, Er
 /// # Errors
 /// A tensor that is missing, surplus, or of another shape or type; and as [`random`].
 pub fn read(ir: &Ir, wanted: &[(String, i64)], file: &Safetensors) -> Result<Inputs, Error> {
-    let given: Vec<(String, Tensor)> = file.tensors().iter().map(|t| (t.name.clone(), host(t.dtype, &t.shape, file.data(t)))).collect();
+    let given: Vec<(String, Tensor)> =
+        file.tensors().iter().map(|t| (t.name.clone(), host(t.dtype, &t.shape, file.data(t)))).collect();
     let mut inputs = Inputs::new(ir, &sizes(ir, wanted, &given, 0)?, 0).map_err(wrong)?;
     inputs.clear_states();
     let missing: Vec<String> = inputs.required().into_iter().filter(|n| given.iter().all(|(g, _)| g != n)).collect();
@@ -107,7 +113,8 @@ fn host(dtype: DType, shape: &[usize], bytes: &[u8]) -> Tensor {
         d if d.is_float() => Data::Bytes(Elem::Scalar(d), bytes.to_vec().into()),
         d => {
             let one = |b: &[u8]| {
-                let sign = !matches!(d, DType::U8 | DType::U32 | DType::Bool) && b.last().is_some_and(|b| b & 0x80 != 0);
+                let sign =
+                    !matches!(d, DType::U8 | DType::U32 | DType::Bool) && b.last().is_some_and(|b| b & 0x80 != 0);
                 let mut raw = [if sign { 0xff } else { 0 }; 8];
                 raw[..b.len()].copy_from_slice(b);
                 i64::from_le_bytes(raw)

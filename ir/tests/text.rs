@@ -176,7 +176,8 @@ fn errors_name_place_and_expectation() {
         ("kernel @k() { } }", "1:17: IR001: expected the end of the text, found `}`"),
     ];
     for (text, want) in cases {
-        assert_eq!(parse_kernel(text, &syms()).unwrap_err().to_string(), want, "{text}");
+        let got = parse_kernel(text, &syms()).unwrap_err().to_string();
+        assert!(got.starts_with(want), "{text}: {got}");
     }
     let cases = [
         ("program @p arena 0 { launch @k() }", "1:29: IR010: kernel `@k` is not declared"),
@@ -192,7 +193,8 @@ fn errors_name_place_and_expectation() {
         ),
     ];
     for (text, want) in cases {
-        assert_eq!(parse_program(text).unwrap_err().to_string(), want, "{text}");
+        let got = parse_program(text).unwrap_err().to_string();
+        assert!(got.starts_with(want), "{text}: {got}");
     }
 }
 

@@ -85,8 +85,8 @@ pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
         let exact = if numerics == Numerics::Fast { Exact::Approximates } else { Exact::Reassociates };
         let bound = args.watch.check_tolerance.map_or(Bound::of(exact), Bound::Most);
         let name = |b: BackendArg| b.to_possible_value().map_or(String::new(), |v| v.get_name().to_string());
-        distance(&with(other)?, &outcome, bound).map_err(|what| {
-            Error::Differs { what: format!("{} and {} disagree: {what}", name(other), name(args.backend)) }
+        distance(&with(other)?, &outcome, bound).map_err(|what| Error::Differs {
+            what: format!("{} and {} disagree: {what}", name(other), name(args.backend)),
         })?;
         ui.progress(&format!("{} agrees", name(other)));
     }
@@ -129,9 +129,16 @@ fn summary(inputs: &Inputs, outcome: &Outcome, as_json: bool, ui: &Ui) -> Result
     for (name, values) in outcome {
         let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / values.len().max(1) as f64;
         let rms = (values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len().max(1) as f64).sqrt();
-        let first: Vec<String> = values.iter().take(SHOWN).map(|v| format!("{:.3}", v + 0.0)).collect();
+        let first: Vec<String> = values.iter().take(SHOWN).map(|v| rounded((*v).into())).collect();
         let more = if values.len() > SHOWN { " ..." } else { "" };
-        ui.line(&format!("{name}: {} numbers, mean {mean:.3}, rms {rms:.3}: {}{more}", values.len(), first.join(" ")))?;
+        let (mean, rms, n) = (rounded(mean), rounded(rms), values.len());
+        ui.line(&format!("{name}: {n} numbers, mean {mean}, rms {rms}: {}{more}", first.join(" ")))?;
     }
     Ok(())
+}
+
+/// Three decimals; a zero has no sign.
+fn rounded(v: f64) -> String {
+    let text = format!("{v:.3}");
+    if text == "-0.000" { "0.000".into() } else { text }
 }

@@ -113,7 +113,11 @@ pub fn captured(args: &[&str]) -> Captured {
             Err(e) => (e.exit() as u8, ui::rendered(&e)),
         },
         Err(e) if e.use_stderr() => (Exit::Usage as u8, e.to_string()),
-        Err(e) => (0, e.to_string()),
+        Err(help) => {
+            // Help is the result. A captured call prints without failing.
+            let _ = ui.print(&help.to_string());
+            (0, String::new())
+        }
     };
     let mut out = ui.sink.map(|s| s.take()).unwrap_or_default();
     out.status = status;

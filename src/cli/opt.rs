@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use marquetry::Error;
+use marquetry::ir::graph::{Module, Violation, parse_placed, violations};
+use marquetry::ir::text::lexer::render_at;
 use marquetry::passes::Numerics;
 use marquetry::passes::check::Check;
 use marquetry::passes::manager::{
@@ -41,12 +43,27 @@ pub struct Args {
 pub fn read(path: &Path) -> Result<(Ir, Recorded), Error> {
     let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
     let ir = parse(&text).map_err(|e| Error::parse(&e, path, &text))?;
-    let errors = verify(&ir);
+    let errors = match &ir {
+        Ir::Graph(m) => placed(m, path, &text),
+        Ir::Program(_) => verify(&ir),
+    };
     if !errors.is_empty() {
         let what = format!("{} breaks the rules of the IR:\n{}", path.display(), errors.join("\n"));
         return Err(Error::Parse { code: "PAS006", what });
     }
     Ok((ir, recorded(&text)))
+}
+
+/// Every violation, with its line underlined.
+fn placed(m: &Module, path: &Path, text: &str) -> Vec<String> {
+    let places = parse_placed(text).map(|(_, p)| p).unwrap_or_default();
+    let name = path.display().to_string();
+    let render = |v: &Violation| {
+        let f = places.get(v.function)?;
+        let pos = v.inst.map_or(Some(f.signature), |i| f.insts.get(i).copied())?;
+        Some(render_at(pos, &v.to_string(), &name, text))
+    };
+    violations(m).iter().map(|v| render(v).unwrap_or_else(|| v.to_string())).collect()
 }
 
 pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {

@@ -11,9 +11,9 @@ mod verify;
 
 pub use build::{Builder, Replace, rebuild};
 pub use ops::{Class, Infer, Op, OpInfo};
-pub use parse::parse_module;
+pub use parse::{Places, parse_module, parse_placed};
 pub use print::{print_function, print_module, ty as print_type};
-pub use verify::verify;
+pub use verify::{Violation, verify, violations};
 
 use crate::{DType, Dim, Elem, Syms};
 

@@ -1,9 +1,9 @@
 //! Reads the text form of modules. Syntax only: `verify` judges what was read.
 
 use super::{Attr, AttrKind, Decl, Function, Inst, Kind, KvTy, Loc, Module, Op, TensorTy, Ty, Value};
-use crate::text::lexer::{Lexer, ParseError, Token};
-use crate::text::parse_dim;
-use crate::{DType, Dim, Elem, Syms};
+use crate::text::lexer::{Lexer, ParseError, Pos, Token};
+use crate::text::{parse_dim, suggest};
+use crate::{DType, Dim, Elem, GgufType, Syms};
 
 type Res<T> = Result<T, ParseError>;
 
@@ -14,11 +14,23 @@ fn dims(l: &mut Lexer<'_>, s: &Syms) -> Res<Vec<Dim>> {
     l.list("[", "]", |l| parse_dim(l, s))
 }
 
+fn no_scalar(word: &str) -> String {
+    format!("`{word}` is not a scalar type{}", suggest(word, DType::ALL.iter().map(|d| d.name())))
+}
+
+fn no_elem(word: &str) -> String {
+    let formats: Vec<String> = GgufType::ALL.iter().map(|t| format!("gguf.{}", t.name())).collect();
+    let known = DType::ALL.iter().map(|d| d.name()).chain(["act8"]).chain(formats.iter().map(String::as_str));
+    let near = suggest(word, known);
+    let near = if near.is_empty() { "; examples are `f32`, `gguf.q4_k` and `rows8.f16`".into() } else { near };
+    format!("`{word}` is not an element type{near}")
+}
+
 fn ty(l: &mut Lexer<'_>, s: &Syms) -> Res<Ty> {
     let pos = l.pos();
     let word = l.ident("a type")?;
     if let Some(d) = word.strip_prefix("kv.") {
-        let dtype: DType = d.parse().map_err(|()| l.error_at(pos, "IR001", format!("`{d}` is not a scalar type")))?;
+        let dtype: DType = d.parse().map_err(|()| l.error_at(pos, "IR001", no_scalar(d)))?;
         l.expect("[")?;
         let slots = parse_dim(l, s)?;
         l.expect(",")?;
@@ -28,7 +40,7 @@ fn ty(l: &mut Lexer<'_>, s: &Syms) -> Res<Ty> {
         l.expect("]")?;
         return Ok(Ty::Kv(KvTy { slots, heads, dim, dtype }));
     }
-    let elem: Elem = word.parse().map_err(|()| l.error_at(pos, "IR001", format!("`{word}` is not an element type")))?;
+    let elem: Elem = word.parse().map_err(|()| l.error_at(pos, "IR001", no_elem(word)))?;
     Ok(Ty::Tensor(TensorTy { elem, shape: dims(l, s)? }))
 }
 
@@ -57,7 +69,7 @@ fn attr(l: &mut Lexer<'_>, s: &Syms, kind: AttrKind) -> Res<Attr> {
     let pos = l.pos();
     let bounded = |l: &Lexer<'_>, n: usize| {
         if n > MAX_LIST {
-            Err(l.error_at(pos, "IR002", format!("list of more than {MAX_LIST} elements")))
+            Err(l.error_at(pos, "IR002", format!("list of more than {MAX_LIST} elements; make it a parameter")))
         } else {
             Ok(())
         }
@@ -84,12 +96,11 @@ fn attr(l: &mut Lexer<'_>, s: &Syms, kind: AttrKind) -> Res<Attr> {
         AttrKind::Shape => Attr::Shape(dims(l, s)?),
         AttrKind::DType | AttrKind::Elem => {
             let word = l.ident("an element type")?;
-            let elem: Elem =
-                word.parse().map_err(|()| l.error_at(pos, "IR001", format!("`{word}` is not an element type")))?;
+            let elem: Elem = word.parse().map_err(|()| l.error_at(pos, "IR001", no_elem(word)))?;
             match (kind, elem) {
                 (AttrKind::Elem, e) => Attr::Elem(e),
                 (_, Elem::Scalar(d)) => Attr::DType(d),
-                _ => return Err(l.error_at(pos, "IR001", format!("`{word}` is not a scalar type"))),
+                _ => return Err(l.error_at(pos, "IR001", no_scalar(word))),
             }
         }
     })
@@ -98,7 +109,9 @@ fn attr(l: &mut Lexer<'_>, s: &Syms, kind: AttrKind) -> Res<Attr> {
 fn number(l: &mut Lexer<'_>) -> Res<Value> {
     let pos = l.pos();
     let name = l.percent("a value")?;
-    name.parse().map(Value).map_err(|_| l.error_at(pos, "IR001", format!("`%{name}` is not a value number")))
+    name.parse().map(Value).map_err(|_| {
+        l.error_at(pos, "IR001", format!("`%{name}` is not a value number; values are `%0`, `%1` and so on"))
+    })
 }
 
 fn defined(l: &mut Lexer<'_>, f: &Function) -> Res<Value> {
@@ -107,7 +120,11 @@ fn defined(l: &mut Lexer<'_>, f: &Function) -> Res<Value> {
     if (v.0 as usize) < f.values.len() {
         return Ok(v);
     }
-    Err(l.error_at(pos, "IR010", format!("%{} is not defined here", v.0)))
+    let have = match f.values.len() {
+        0 => "there are no values yet".into(),
+        n => format!("the last value so far is %{}", n - 1),
+    };
+    Err(l.error_at(pos, "IR010", format!("%{} is not defined here; {have}", v.0)))
 }
 
 fn fresh(l: &mut Lexer<'_>, expected: usize) -> Res<Value> {
@@ -123,23 +140,10 @@ fn operator(l: &mut Lexer<'_>) -> Res<Op> {
     let pos = l.pos();
     let name = l.ident("an operator")?;
     Op::find(name).ok_or_else(|| {
-        let near = Op::ALL.iter().map(|o| o.name()).min_by_key(|o| distance(o, name)).unwrap_or("");
-        l.error_at(pos, "IR010", format!("no operator `{name}`; did you mean `{near}`?"))
+        let near = suggest(name, Op::ALL.iter().map(|o| o.name()));
+        let near = if near.is_empty() { "; docs/ir.md says where all are listed".into() } else { near };
+        l.error_at(pos, "IR010", format!("no operator `{name}`{near}"))
     })
-}
-
-/// Edit distance, for suggestions.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let cost = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = std::mem::replace(&mut row[j + 1], cost);
-        }
-    }
-    row[b.len()]
 }
 
 fn inst(l: &mut Lexer<'_>, s: &Syms, f: &mut Function) -> Res<()> {
@@ -161,25 +165,37 @@ fn inst(l: &mut Lexer<'_>, s: &Syms, f: &mut Function) -> Res<()> {
     }
     let mut attrs = vec![];
     let table = op.info().attrs;
+    let all = || table.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", ");
     if !table.is_empty() {
-        l.expect("{")?;
+        let takes = format!(": `{}` takes the attributes {}, in this order", op.name(), all());
+        if !l.eat("{") {
+            return Err(l.expected_because("`{`", &takes));
+        }
         for (i, (name, kind)) in table.iter().enumerate() {
-            if i > 0 {
-                l.expect(",")?;
+            if i > 0 && !l.eat(",") {
+                return Err(l.expected_because(&format!("`,` and `{name}`"), &takes));
             }
-            l.expect_word(name)?;
+            if !l.eat_word(name) {
+                return Err(l.expected_because(&format!("`{name}`"), &takes));
+            }
             l.expect("=")?;
             attrs.push(attr(l, s, *kind)?);
         }
-        l.expect("}")?;
+        if !l.eat("}") {
+            return Err(l.expected_because("`}`", &takes));
+        }
+    } else if l.at("{") {
+        return Err(l.expected_because("`:`", &format!(": `{}` takes no attributes", op.name())));
     }
     l.expect(":")?;
+    let pos = l.pos();
     let mut tys = vec![ty(l, s)?];
     while l.eat(",") {
         tys.push(ty(l, s)?);
     }
     if tys.len() != results.len() {
-        return Err(l.expected(&format!("{} types, found {}", results.len(), tys.len())));
+        let message = format!("{} results but {} types; give one type for each", results.len(), tys.len());
+        return Err(l.error_at(pos, "IR001", message));
     }
     let loc = place(l)?;
     for t in tys {
@@ -199,7 +215,8 @@ fn place(l: &mut Lexer<'_>) -> Res<Option<Loc>> {
     Ok(Some(Loc { file, line: l.uint_as("a line")? }))
 }
 
-fn function(l: &mut Lexer<'_>, s: &Syms, kind: Kind) -> Res<Function> {
+fn function(l: &mut Lexer<'_>, s: &Syms, kind: Kind) -> Res<(Function, Places)> {
+    let mut places = Places { signature: l.pos(), insts: vec![] };
     let mut f = Function::new(l.at_name("a function name")?, kind);
     l.list("(", ")", |l| {
         let v = fresh(l, f.values.len())?;
@@ -213,6 +230,7 @@ fn function(l: &mut Lexer<'_>, s: &Syms, kind: Kind) -> Res<Function> {
     })?;
     l.expect("{")?;
     while !l.eat_word("return") {
+        places.insts.push(l.pos());
         inst(l, s, &mut f)?;
     }
     while !l.at("}") {
@@ -225,20 +243,39 @@ fn function(l: &mut Lexer<'_>, s: &Syms, kind: Kind) -> Res<Function> {
         }
     }
     l.expect("}")?;
-    Ok(f)
+    Ok((f, places))
+}
+
+/// Where a function and its operations are in the text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// The name of the function.
+    pub signature: Pos,
+    /// The first result of each operation.
+    pub insts: Vec<Pos>,
 }
 
 /// Reads a module.
 ///
 /// # Errors
-/// `IR001` syntax, `IR002` too deep or too large, `IR010` unknown or repeated name; with line and column.
+/// `IR001` syntax, `IR002` too deep or too large, `IR010` unknown or repeated name, `IR022` bounds of a size; with line and
+/// column.
 pub fn parse_module(text: &str) -> Result<Module, ParseError> {
+    parse_placed(text).map(|(m, _)| m)
+}
+
+/// Reads a module; beside it, where each of its functions is.
+///
+/// # Errors
+/// As [`parse_module`].
+pub fn parse_placed(text: &str) -> Result<(Module, Vec<Places>), ParseError> {
+    let mut all = vec![];
     let mut l = Lexer::new(text);
     let mut m = Module::default();
     loop {
         let pos = l.pos();
         if *l.peek() == Token::End {
-            return Ok(m);
+            return Ok((m, all));
         }
         match l.ident("`sym`, `param`, `state`, `func` or `fused`")? {
             "sym" => {
@@ -252,7 +289,10 @@ pub fn parse_module(text: &str) -> Result<Module, ParseError> {
                     return Err(l.error_at(
                         pos,
                         "IR022",
-                        format!("bounds {lo}..={hi} multiple {multiple} of `{name}`"),
+                        format!(
+                            "size `{name}` in {lo}..={hi} multiple {multiple}: bounds begin at 0 or above and are in order, \
+                             the divisor is 1 or more"
+                        ),
                     ));
                 }
                 m.syms.0.push(crate::SymDecl { name, lo, hi, multiple });
@@ -263,19 +303,23 @@ pub fn parse_module(text: &str) -> Result<Module, ParseError> {
                 let ty = ty(&mut l, &m.syms)?;
                 let list = if word == "param" { &mut m.params } else { &mut m.states };
                 if list.iter().any(|d| d.name == name) {
-                    return Err(l.error_at(pos, "IR010", format!("{word} `{name}` is declared twice")));
+                    return Err(l.error_at(pos, "IR010", format!("{word} `{name}` is declared twice; remove one")));
                 }
                 list.push(Decl { name, ty });
             }
             word @ ("func" | "fused") => {
                 let kind = if word == "func" { Kind::Graph } else { Kind::Fused };
-                let f = function(&mut l, &m.syms, kind)?;
+                let (f, places) = function(&mut l, &m.syms, kind)?;
                 if m.function(&f.name).is_some() {
-                    return Err(l.error_at(pos, "IR010", format!("function @{} is defined twice", f.name)));
+                    return Err(l.error_at(pos, "IR010", format!("function @{} is defined twice; rename one", f.name)));
                 }
                 m.functions.push(f);
+                all.push(places);
             }
-            other => return Err(l.error_at(pos, "IR001", format!("unexpected `{other}`"))),
+            other => {
+                let near = suggest(other, ["sym", "param", "state", "func", "fused"]);
+                return Err(l.error_at(pos, "IR001", format!("`{other}` begins nothing in a module{near}")));
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The graph verifier. It reports every violation of:
 //!
+//! 0. arguments of one function have different names, and so have its results;
 //! 1. values are numbered in order of definition, and defined before use, once;
 //! 2. operands and attributes fit the operator table;
 //! 3. the type of each result is what the operator's rule gives;
@@ -7,10 +8,37 @@
 //! 5. states are linear: each version of a state is consumed by at most one update, or call of a function that updates it, and
 //!    not read after that.
 
-use super::{Attr, Function, Inst, Module, Op, Ty};
+use std::collections::HashSet;
 
-/// Every violation, each with function and operation.
+use super::{Attr, Function, Inst, Module, Op, Ty};
+use crate::text::suggest;
+
+/// A rule that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Position of the function.
+    pub function: usize,
+    /// Position of the operation; none for the signature.
+    pub inst: Option<usize>,
+    /// Function and operation in words.
+    pub place: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)
+    }
+}
+
+/// Every violation as text, each with function and operation.
 pub fn verify(m: &Module) -> Vec<String> {
+    violations(m).iter().map(Violation::to_string).collect()
+}
+
+/// Every violation.
+pub fn violations(m: &Module) -> Vec<Violation> {
     let mut errors = vec![];
     for (i, f) in m.functions.iter().enumerate() {
         let mut v = Verifier { m, f, known: &m.functions[..i], errors: &mut errors };
@@ -23,7 +51,7 @@ struct Verifier<'a> {
     m: &'a Module,
     f: &'a Function,
     known: &'a [Function],
-    errors: &'a mut Vec<String>,
+    errors: &'a mut Vec<Violation>,
 }
 
 impl Verifier<'_> {
@@ -32,11 +60,23 @@ impl Verifier<'_> {
             Some(i) => format!("op {i} (`{}`)", self.f.insts[i].op.name()),
             None => "signature".into(),
         };
-        self.errors.push(format!("@{} {place}: {message}", self.f.name));
+        let place = format!("@{} {place}", self.f.name);
+        self.errors.push(Violation { function: self.known.len(), inst: at, place, message });
+    }
+
+    fn names<'n>(&mut self, what: &str, names: impl Iterator<Item = &'n str>) {
+        let mut seen = HashSet::new();
+        for name in names {
+            if !seen.insert(name) {
+                self.error(None, format!("two {what} are called `{name}`; rename one"));
+            }
+        }
     }
 
     fn run(&mut self) {
         let f = self.f;
+        self.names("arguments", f.args.iter().map(|a| a.0.as_str()));
+        self.names("results", f.results.iter().map(|r| r.0.as_str()));
         let mut next = 0u32;
         for (_, v) in &f.args {
             if v.0 != next {
@@ -78,25 +118,38 @@ impl Verifier<'_> {
         let arity_fits =
             if inst.op.is_variadic() { !inst.operands.is_empty() } else { inst.operands.len() == info.operands.len() };
         if !kinds_fit || !(arity_fits || inst.op == Op::Call) {
-            self.error(Some(i), "operands or attributes do not fit the operator table".into());
+            let (takes, has) = (info.operands.join(", "), inst.operands.len());
+            let attrs = if kinds_fit { "" } else { "; its attributes are not those of the operator table" };
+            self.error(Some(i), format!("takes {} operands ({takes}), has {has}{attrs}", info.operands.len()));
             return;
         }
         let name = inst.attrs.first().map_or("", Attr::as_str);
         let expected: Vec<Ty> = match inst.op {
             Op::Param | Op::State => match self.m.declared(inst.op, name) {
                 Some(t) => vec![t.clone()],
-                None => return self.error(Some(i), format!("`{name}` is not declared")),
+                None => {
+                    let known = if inst.op == Op::Param { &self.m.params } else { &self.m.states };
+                    let near = suggest(name, known.iter().map(|d| d.name.as_str()));
+                    return self.error(Some(i), format!("`{name}` is not declared{near}"));
+                }
             },
             Op::Call => match self.known.iter().find(|c| c.name == name) {
                 Some(c) => {
                     let want: Vec<&Ty> = c.args.iter().map(|(_, v)| c.ty(*v)).collect();
                     let got: Vec<&Ty> = inst.operands.iter().map(|v| self.f.ty(*v)).collect();
                     if want != got {
-                        self.error(Some(i), format!("operands do not fit @{name}"));
+                        let show = |all: &[&Ty]| {
+                            let all: Vec<String> = all.iter().map(|t| super::print::ty(&self.m.syms, t)).collect();
+                            all.join(", ")
+                        };
+                        self.error(Some(i), format!("@{name} takes ({}), is given ({})", show(&want), show(&got)));
                     }
                     c.results.iter().map(|(_, v)| c.ty(*v).clone()).collect()
                 }
-                None => return self.error(Some(i), format!("@{name} is not defined before this function")),
+                None => {
+                    let near = suggest(name, self.known.iter().map(|f| f.name.as_str()));
+                    return self.error(Some(i), format!("@{name} is not defined before this function{near}"));
+                }
             },
             _ => {
                 let tys: Vec<&Ty> = inst.operands.iter().map(|v| self.f.ty(*v)).collect();

@@ -126,7 +126,7 @@ impl Checker<'_> {
         self.expect((v.0 as usize) < self.k.vars.len(), || format!("variable {} has no name", v.0));
         let first = self.ever.insert(v);
         let name = self.var_name(v);
-        self.expect(first, || format!("{name} is bound twice"));
+        self.expect(first, || format!("{name} is bound twice; give one of them another number"));
         self.bound.insert(v, b);
     }
 
@@ -140,9 +140,11 @@ impl Checker<'_> {
                 let fixed = *kind == LoopKind::Unroll;
                 if fixed {
                     let constant = self.fixed(extent);
-                    self.expect(constant, || "extent of an unrolled loop is not constant".into());
+                    self.expect(constant, || "extent of an unrolled loop is not constant; use `for`".into());
                     let n = extent.as_int().unwrap_or(0);
-                    self.expect((0..=MAX_UNROLL).contains(&n), || format!("{n} unrolled iterations"));
+                    self.expect((0..=MAX_UNROLL).contains(&n), || {
+                        format!("{n} unrolled iterations; at most {MAX_UNROLL} are expanded")
+                    });
                 }
                 let sole = depth == 0 && self.k.body.len() == 1;
                 self.expect(*kind != LoopKind::Parallel || sole, || {
@@ -164,7 +166,7 @@ impl Checker<'_> {
                 self.expr(value);
                 self.access(*buf, index, value.ty());
                 if let Some(d) = self.k.buffers.get(buf.0 as usize) {
-                    self.expect(d.scope != Scope::In, || "the buffer is only read".into());
+                    self.expect(d.scope != Scope::In, || "the buffer is only read; declare it `out` or `inout`".into());
                 }
             }
             Stmt::If { cond, then, other } => {
@@ -215,7 +217,7 @@ impl Checker<'_> {
         }
         let t = e.ty();
         let lanes = t.lanes == 1 || t.lanes.is_multiple_of(4) && (4..=64).contains(&t.lanes);
-        self.expect(lanes, || format!("{} lanes", t.lanes));
+        self.expect(lanes, || format!("{} lanes; vectors have 4 to 64, a multiple of 4", t.lanes));
         if let Node::Load(buf, index) = e.node() {
             return self.access(*buf, index, t);
         }
@@ -231,38 +233,53 @@ impl Checker<'_> {
         let t = e.ty();
         let same_lanes = |a: &Expr| a.lanes() == t.lanes;
         let (ok, what) = match e.node() {
-            Node::Int(_) => (!t.dtype.is_float(), "integer constant"),
-            Node::Float(_) => (t.dtype == DType::F32, "float constant"),
-            Node::Size(s) => (t == INDEX && (s.0 as usize) < self.syms.0.len(), "size"),
+            Node::Int(_) => (!t.dtype.is_float(), "an integer constant is no float; write `1.0`"),
+            Node::Float(_) => (t.dtype == DType::F32, "a float constant is f32; use `cast`"),
+            Node::Size(s) => (t == INDEX && (s.0 as usize) < self.syms.0.len(), "a size is i64; use `cast`"),
             Node::Var(v) => match self.bound.get(v) {
                 None => return Some(format!("{} is not bound here", self.var_name(*v))),
-                Some(b) => (b.ty == t, "variable of another type"),
+                Some(b) => (b.ty == t, "the variable is bound with another type"),
             },
             Node::Load(..) => (true, ""),
-            Node::Unary(op, a) => (a.ty() == t && unary_ok(*op, t.dtype), "operand"),
-            Node::Binary(op, a, b) => return binary_fault(*op, a, b, t),
-            Node::Fma(a, b, c) => ([a, b, c].iter().all(|x| x.ty() == t) && t.dtype == DType::F32, "fma"),
-            Node::Select(c, a, b) => {
-                (c.dtype() == DType::Bool && same_lanes(c) && a.ty() == t && b.ty() == t, "select")
+            Node::Unary(op, a) => {
+                let rule = "neg and abs keep a number, not a bool, the others f32";
+                (a.ty() == t && unary_ok(*op, t.dtype), rule)
             }
-            Node::Cast(a) => (same_lanes(a), "cast"),
+            Node::Binary(op, a, b) => return binary_fault(*op, a, b, t),
+            Node::Fma(a, b, c) => {
+                ([a, b, c].iter().all(|x| x.ty() == t) && t.dtype == DType::F32, "fma takes three of one type, f32")
+            }
+            Node::Select(c, a, b) => {
+                let rule = "select takes a bool and two of one type, all of the same lanes";
+                (c.dtype() == DType::Bool && same_lanes(c) && a.ty() == t && b.ty() == t, rule)
+            }
+            Node::Cast(a) => (same_lanes(a), "a cast keeps the lanes"),
             Node::Bitcast(a) => {
                 let truth = a.dtype() == DType::Bool || t.dtype == DType::Bool;
-                (same_lanes(a) && a.dtype().size() == t.dtype.size() && !truth, "bitcast")
+                (
+                    same_lanes(a) && a.dtype().size() == t.dtype.size() && !truth,
+                    "a bitcast keeps the lanes and the bits of a number",
+                )
             }
             Node::Dot4 { acc, w, x, .. } => {
                 let words = w.dtype() == DType::U32 && x.dtype() == DType::U32 && same_lanes(w) && same_lanes(x);
-                (words && acc.ty() == t && t.dtype == DType::I32, "dot4")
+                (words && acc.ty() == t && t.dtype == DType::I32, "dot4 takes i32, u32 and u32 of the same lanes")
             }
-            Node::Splat(a) => (a.lanes() == 1 && a.dtype() == t.dtype, "splat"),
-            Node::Ramp(a) => (a.lanes() == 1 && a.dtype() == t.dtype && integer(t.dtype), "ramp"),
+            Node::Splat(a) => (a.lanes() == 1 && a.dtype() == t.dtype, "a splat takes one lane of its type"),
+            Node::Ramp(a) => (
+                a.lanes() == 1 && a.dtype() == t.dtype && integer(t.dtype),
+                "a ramp begins at one lane of its integer type",
+            ),
             Node::Reduce(op, a) => {
                 let known = matches!(op, BinOp::Add | BinOp::Max | BinOp::Min) && a.lanes().is_power_of_two();
                 let number = integer(t.dtype) || t.dtype == DType::F32;
-                (known && t.lanes == 1 && a.dtype() == t.dtype && number, "reduce")
+                (
+                    known && t.lanes == 1 && a.dtype() == t.dtype && number,
+                    "reduce takes add, min or max over 2, 4, 8 or more lanes of f32 or integers",
+                )
             }
         };
-        (!ok).then(|| format!("{what} of wrong type"))
+        (!ok).then(|| what.to_string())
     }
 }
 
@@ -278,7 +295,7 @@ fn binary_fault(op: BinOp, a: &Expr, b: &Expr, t: VTy) -> Option<String> {
     let d = a.dtype();
     let result = if op.is_compare() { DType::Bool } else { d };
     if a.ty() != b.ty() || t != (VTy { dtype: result, lanes: a.lanes() }) {
-        return Some(format!("{op:?} of wrong type"));
+        return Some(format!("{op:?} takes two of one type, and gives it or bool"));
     }
     let known = match op {
         BinOp::And | BinOp::Or | BinOp::Xor | BinOp::Eq if d == DType::Bool => true,
@@ -363,13 +380,13 @@ mod tests {
                 "for `i`: a parallel loop is the only top-level statement",
                 "for `i` / store to `r`: shift of 64 bits by 64 (i64, i64 -> i64)",
                 "for `i` / store to `r`: index of the register buffer `r` is not constant",
-                "for `i`: extent of an unrolled loop is not constant",
-                "for `i`: `i` is bound twice",
-                "store to `a`: 3 lanes",
+                "for `i`: extent of an unrolled loop is not constant; use `for`",
+                "for `i`: `i` is bound twice; give one of them another number",
+                "store to `a`: 3 lanes; vectors have 4 to 64, a multiple of 4",
                 "store to `a`: `x` is not bound here ( -> i64)",
-                "store to `a`: operand of wrong type (i64 -> f32x3)",
+                "store to `a`: neg and abs keep a number, not a bool, the others f32 (i64 -> f32x3)",
                 "store to `a`: `a` has 1 axes, not 0",
-                "store to `a`: the buffer is only read",
+                "store to `a`: the buffer is only read; declare it `out` or `inout`",
                 "store to buffer 9: buffer 9 does not exist",
             ]
         );

@@ -24,7 +24,10 @@ pub fn verify(p: &Program) -> Vec<String> {
     v.declarations();
     p.buffers.iter().for_each(|b| v.buffer(b));
     for k in &p.kernels {
-        v.errors.extend(verify_kernel(k, &p.syms).into_iter().map(|e| format!("@{}: {e}", k.name)));
+        for e in verify_kernel(k, &p.syms) {
+            let place = if e.place == k.name { String::new() } else { format!(" {}", e.place) };
+            v.errors.push(format!("@{}{place}: {}", k.name, e.what));
+        }
     }
     (0..p.launches.len()).for_each(|i| v.launch(i));
     v.errors

@@ -1,6 +1,7 @@
 //! Dims in text: sums of products of integers and symbol names, e.g. `2*n*m - n + 1`.
 
 use super::lexer::{Lexer, ParseError, Token, signed};
+use super::suggest;
 use crate::{Dim, Sym, Syms};
 
 /// Most monomials of a dim, and most factors of a monomial, that a text may ask for.
@@ -45,11 +46,16 @@ pub fn parse_sym(lexer: &mut Lexer<'_>, syms: &Syms) -> Result<Sym, ParseError> 
         let i: u32 = lexer.uint_as("the number of a symbol")?;
         return match syms.0.get(i as usize) {
             Some(_) => Ok(Sym(i)),
-            None => Err(lexer.error_at(pos, "IR010", format!("symbol `${i}` is not declared"))),
+            None => {
+                Err(lexer.error_at(pos, "IR010", format!("symbol `${i}` is not declared; there are {}", syms.0.len())))
+            }
         };
     }
     let name = lexer.ident("a symbol")?;
-    syms.find(name).ok_or_else(|| lexer.error_at(pos, "IR010", format!("symbol `{name}` is not declared")))
+    syms.find(name).ok_or_else(|| {
+        let near = suggest(name, syms.0.iter().map(|d| d.name.as_str()));
+        lexer.error_at(pos, "IR010", format!("symbol `{name}` is not declared{near}"))
+    })
 }
 
 /// Reads a dim: integers and symbols with `+`, `-`, `*` and parentheses. At most 64 terms of 8 factors.
@@ -74,7 +80,7 @@ pub fn parse_dim(lexer: &mut Lexer<'_>, syms: &Syms) -> Result<Dim, ParseError> 
 
 fn check_size(lexer: &Lexer<'_>, pos: super::lexer::Pos, d: &Dim) -> Result<(), ParseError> {
     if d.terms().count() > MAX_TERMS || d.terms().any(|(m, _)| m.len() > 8) {
-        let message = format!("the dim has more than {MAX_TERMS} terms, or a term of more than 8 symbols");
+        let message = format!("the dim has more than {MAX_TERMS} terms, or a term of more than 8 symbols; simplify it");
         return Err(lexer.error_at(pos, "IR002", message));
     }
     Ok(())
@@ -161,7 +167,7 @@ mod tests {
     fn bad_dims_are_refused() {
         let s = syms();
         let read = |t: &str| parse_dim(&mut Lexer::new(t), &s).unwrap_err().to_string();
-        assert_eq!(read("2 + q"), "1:5: IR010: symbol `q` is not declared");
+        assert_eq!(read("2 + q"), "1:5: IR010: symbol `q` is not declared; known are `n`, `m`, `n`, `true`, `a.b`");
         assert_eq!(read("n *"), "1:4: IR001: expected a dim: an integer, a symbol or `(`, found the end of the text");
         assert!(read(&"(".repeat(100_000)).contains("IR002"));
         assert!(read(&"(n + m + 1)*".repeat(100_000)).contains("IR002"));

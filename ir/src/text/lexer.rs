@@ -32,7 +32,7 @@ impl fmt::Display for Pos {
 pub struct ParseError {
     /// Where.
     pub pos: Pos,
-    /// `IR001` syntax, `IR002` too deep or too large, `IR010` unknown or repeated name.
+    /// `IR001` syntax, `IR002` too deep or too large, `IR010` unknown or repeated name, `IR022` bounds of a size.
     pub code: &'static str,
     /// What was expected and what was found.
     pub message: String,
@@ -48,13 +48,18 @@ impl ParseError {
     ///    |        ^^^^^
     /// ```
     pub fn render(&self, name: &str, text: &str) -> String {
-        let line = text.lines().nth(self.pos.line as usize - 1).unwrap_or("");
-        let before: String = line.chars().take(self.pos.col as usize - 1).collect();
-        let mut rest = Lexer::new(&line[before.len()..]);
-        rest.next();
-        let wide = rest.last_end.col.saturating_sub(1).max(1) as usize;
-        underlined(&self.message, &format!("{name}:{}", self.pos), self.pos.line, line, &before, wide)
+        render_at(self.pos, &self.message, name, text)
     }
+}
+
+/// A message over a line of a text, with the token at a place underlined; see [`ParseError::render`].
+pub fn render_at(pos: Pos, message: &str, name: &str, text: &str) -> String {
+    let line = text.lines().nth((pos.line as usize).saturating_sub(1)).unwrap_or("");
+    let before: String = line.chars().take((pos.col as usize).saturating_sub(1)).collect();
+    let mut rest = Lexer::new(&line[before.len()..]);
+    rest.next();
+    let wide = rest.last_end.col.saturating_sub(1).max(1) as usize;
+    underlined(message, &format!("{name}:{pos}"), pos.line, line, &before, wide)
 }
 
 /// A message over a line of text, `wide` characters of which are underlined after `before`.
@@ -202,6 +207,13 @@ impl<'a> Lexer<'a> {
         ParseError { pos: self.pos, code: "IR001", message }
     }
 
+    /// As [`Lexer::expected`], and what to know about it.
+    pub fn expected_because(&self, what: &str, why: &str) -> ParseError {
+        let mut e = self.expected(what);
+        e.message.push_str(why);
+        e
+    }
+
     /// An error with a code and message of the caller's.
     pub fn error_at(&self, pos: Pos, code: &'static str, message: impl Into<String>) -> ParseError {
         ParseError { pos, code, message: message.into() }
@@ -342,7 +354,11 @@ impl<'a> Lexer<'a> {
     pub fn enter(&mut self) -> Result<(), ParseError> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
-            return Err(self.error_at(self.pos, "IR002", format!("nested more than {MAX_DEPTH} levels deep")));
+            return Err(self.error_at(
+                self.pos,
+                "IR002",
+                format!("nested more than {MAX_DEPTH} levels deep; bind parts with `let`, or split the loop nest"),
+            ));
         }
         Ok(())
     }
@@ -410,7 +426,7 @@ impl<'a> Lexer<'a> {
                 }
                 None => {
                     self.take(c.len_utf8());
-                    Token::Bad(format!("unexpected character {c:?}"))
+                    Token::Bad(format!("unexpected character {c:?}; names with it stand in quotes"))
                 }
             },
         }
@@ -457,13 +473,22 @@ impl<'a> Lexer<'a> {
         self.take(1);
         let mut out = String::new();
         loop {
-            let Some(c) = self.rest.chars().next() else { return Err("the string is not closed".into()) };
+            let Some(c) = self.rest.chars().next() else {
+                return Err("the string is not closed; end it with `\"`".into());
+            };
             self.take(c.len_utf8());
             match c {
                 '"' => return Ok(out),
-                '\n' => return Err("the string is not closed on its line".into()),
+                '\n' => {
+                    return Err(
+                        "the string is not closed on its line; end it with `\"`, and write `\\n` for a line break"
+                            .into(),
+                    );
+                }
                 '\\' => {
-                    let Some(e) = self.rest.chars().next() else { return Err("the string is not closed".into()) };
+                    let Some(e) = self.rest.chars().next() else {
+                        return Err("the string is not closed; end it with `\"`".into());
+                    };
                     self.take(e.len_utf8());
                     out.push(match e {
                         '"' | '\\' => e,
@@ -482,7 +507,7 @@ impl<'a> Lexer<'a> {
                             self.take(body.len() + 2);
                             c
                         }
-                        e => return Err(format!("unknown escape `\\{e}` in a string")),
+                        e => return Err(format!("unknown escape `\\{e}` in a string; there are `\\\"`, `\\\\`, `\\n`, `\\t`, `\\r` and `\\u{{7f}}`")),
                     });
                 }
                 c => out.push(c),
@@ -551,7 +576,7 @@ mod tests {
         let mut l = Lexer::new("a\n  é");
         l.next();
         let e = l.expect("{").unwrap_err();
-        assert_eq!(e.to_string(), "2:3: IR001: unexpected character 'é'");
+        assert_eq!(e.to_string(), "2:3: IR001: unexpected character 'é'; names with it stand in quotes");
         let l = Lexer::new("x");
         assert_eq!(l.expected("`(`").to_string(), "1:1: IR001: expected `(`, found `x`");
         for bad in ["\"abc", "\"\\x\"", "\"\\u{110000}\"", "0x", "99999999999999999999", "\"\\", "%\"a"] {

@@ -69,6 +69,13 @@ pub(super) fn find_binary(name: &str) -> Option<BinOp> {
     BINARY.iter().find(|e| e.1 == name).map(|e| e.0)
 }
 
+/// Everything that is written as a call.
+pub(super) fn function_names() -> impl Iterator<Item = &'static str> {
+    let unary = UNARY.iter().map(|e| e.1);
+    let binary = BINARY.iter().map(|e| e.1);
+    unary.chain(binary).chain(["cast", "bitcast", "splat", "ramp", "reduce", "fma", "select", "dot4"])
+}
+
 pub(super) fn infix(op: BinOp) -> Option<(&'static str, u8)> {
     BINARY.iter().find(|e| e.0 == op).and_then(|e| e.2)
 }

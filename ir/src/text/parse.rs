@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::lexer::{Lexer, MAX_DEPTH, ParseError, Pos, Token, signed};
-use super::names::{DEFAULT_VAR, find_binary, find_infix, find_scope, find_unary};
-use super::{parse_shape, parse_sym};
+use super::names::{DEFAULT_VAR, find_binary, find_infix, find_scope, find_unary, function_names};
+use super::{parse_shape, parse_sym, suggest};
 use crate::loops::{BinOp, Buf, BufDecl, Expr, Kernel, LoopKind, Node, Scope, Stmt, VTy, Var};
 use crate::program::{Buffer, BufferId, KernelId, Launch, Place, Program, State, Weight};
 use crate::{DType, Dim, Elem, SymDecl, Syms};
@@ -62,7 +62,13 @@ fn array(l: &mut Lexer<'_>, syms: &Syms) -> Result<(DType, Vec<Dim>), ParseError
 }
 
 fn repeated(l: &Lexer<'_>, pos: Pos, what: &str, name: &str) -> ParseError {
-    l.error_at(pos, "IR010", format!("{what} `{name}` is declared twice"))
+    l.error_at(pos, "IR010", format!("{what} `{name}` is declared twice; rename one"))
+}
+
+fn sorted<'a>(names: impl Iterator<Item = &'a String>) -> Vec<&'a str> {
+    let mut all: Vec<&str> = names.map(String::as_str).collect();
+    all.sort_unstable();
+    all
 }
 
 /// An expression and its depth.
@@ -161,7 +167,9 @@ impl KernelReader<'_, '_> {
         };
         match self.vars.get(&number) {
             Some(known) if *known != name => {
-                let message = format!("variable number {number} is called both `{known}` and `{name}`");
+                let message = format!(
+                    "variable number {number} is called both `{known}` and `{name}`; give one of them another number"
+                );
                 return Err(self.l.error_at(pos, "IR010", message));
             }
             Some(_) => {}
@@ -237,7 +245,8 @@ impl KernelReader<'_, '_> {
         let pos = self.l.pos();
         let name = self.l.percent("a buffer such as `%name`")?;
         let Some(&buf) = self.names.get(&name) else {
-            return Err(self.l.error_at(pos, "IR010", format!("buffer `%{name}` is not declared")));
+            let near = suggest(&name, sorted(self.names.keys()));
+            return Err(self.l.error_at(pos, "IR010", format!("buffer `%{name}` is not declared{near}")));
         };
         self.l.expect("[")?;
         let (mut index, mut depth, mut lanes) = (vec![], 0, 1);
@@ -281,7 +290,7 @@ impl KernelReader<'_, '_> {
     /// A node above operands of that depth.
     fn tree(&self, node: Node, ty: VTy, depth: u32) -> Result<Tree, ParseError> {
         if depth >= MAX_DEPTH {
-            let message = format!("the expression is more than {MAX_DEPTH} operators deep");
+            let message = format!("the expression is more than {MAX_DEPTH} operators deep; bind parts with `let`");
             return Err(self.l.error_at(self.l.pos(), "IR002", message));
         }
         Ok(Tree { e: Expr::new(node, ty.dtype, ty.lanes), depth: depth + 1 })
@@ -356,7 +365,9 @@ impl KernelReader<'_, '_> {
         let pos = self.l.pos();
         let negative = self.l.eat("-");
         let sign = if negative { 1 << 31 } else { 0 };
-        let too_large = |l: &Lexer<'_>, s: &str| l.error_at(pos, "IR001", format!("`{s}` is too large a number"));
+        let too_large = |l: &Lexer<'_>, s: &str| {
+            l.error_at(pos, "IR001", format!("`{s}` is too large a number; it must fit 64 bits, or f32"))
+        };
         match self.l.peek().clone() {
             Token::Int(v) => {
                 self.l.next();
@@ -401,7 +412,10 @@ impl KernelReader<'_, '_> {
                 return Err(self.l.expected("`,` or `)`"));
             }
         }
-        let unknown = || self.l.error_at(pos, "IR010", format!("there is no function `{name}`"));
+        let unknown = || {
+            let near = suggest(name.split('.').next().unwrap_or(name), function_names());
+            self.l.error_at(pos, "IR010", format!("there is no function `{name}`{near}"))
+        };
         let (base, attr) = name.split_once('.').map_or((name, None), |(b, a)| (b, Some(a)));
         let want = match base {
             "cast" | "bitcast" | "splat" | "ramp" | "reduce" => 1,
@@ -526,13 +540,17 @@ fn read_program(l: &mut Lexer<'_>) -> Result<Program, ParseError> {
             let pos = l.pos();
             let name = l.at_name("a kernel such as `@name`")?;
             let Some(&kernel) = kernels.get(&name) else {
-                return Err(l.error_at(pos, "IR010", format!("kernel `@{name}` is not declared")));
+                let near = suggest(&name, sorted(kernels.keys()));
+                return Err(l.error_at(pos, "IR010", format!("kernel `@{name}` is not declared{near}")));
             };
             let args = l.list("(", ")", |l| {
                 let pos = l.pos();
                 let name = l.percent("a buffer such as `%name`")?;
                 let known = buffers.get(&name).copied();
-                known.ok_or_else(|| l.error_at(pos, "IR010", format!("buffer `%{name}` is not declared")))
+                known.ok_or_else(|| {
+                    let near = suggest(&name, sorted(buffers.keys()));
+                    l.error_at(pos, "IR010", format!("buffer `%{name}` is not declared{near}"))
+                })
             })?;
             p.launches.push(Launch { kernel, args, sync });
         } else {

@@ -385,7 +385,12 @@ fn limits(m: &Module, f: &Function, sizes: &[i64]) -> Vec<Limit> {
                 let slot = Limit { below: slots(0), distinct: true };
                 vec![Limit::NONE, Limit::NONE, Limit::NONE, slot]
             }
-            Op::Attend => {
+            Op::Pick => {
+                let last = f.ty(inst.operands[0]).as_tensor().and_then(|t| t.shape.last());
+                vec![Limit::NONE, below(last.map_or(1, eval))]
+            }
+            Op::ExpertLinear => vec![Limit::NONE, Limit::NONE, below(inst.attrs[0].as_int())],
+            Op::Attend | Op::AttendSloped => {
                 let page = inst.attrs.get(3).map_or(1, Attr::as_int).max(1);
                 let table = f.ty(inst.operands[4]).as_tensor().map(|t| t.shape.clone()).unwrap_or_default();
                 let (seqs, columns) = (table.first().map_or(1, eval), table.get(1).map_or(1, eval));
