@@ -21,6 +21,8 @@ pub struct Watch {
     pub check: Option<Check>,
     /// Report what rewriting did.
     pub explain: bool,
+    /// The passes of an engine, where they are not the default ones.
+    pub pipeline: Option<String>,
     /// Report time, nodes and rewrites of each pass.
     pub times: bool,
     /// Where an engine reports to.
@@ -30,7 +32,8 @@ pub struct Watch {
 impl Watch {
     /// Is there anything to do?
     pub fn is_on(&self) -> bool {
-        self.dump.is_some() || self.rewrite_limit.is_some() || self.check.is_some() || self.explain || self.times
+        let changed = self.pipeline.is_some() || self.rewrite_limit.is_some();
+        changed || self.dump.is_some() || self.check.is_some() || self.explain || self.times
     }
 
     /// Options of the passes with the limit and the check in them.
@@ -62,6 +65,7 @@ impl Watch {
         }
         if self.explain {
             reports.eqsat.iter().for_each(|r| progress(r.to_string().trim_end()));
+            reports.kernels.iter().for_each(|k| progress(&k.to_string()));
         }
         if self.times || self.check.is_some() {
             reports.passes.iter().for_each(|p| progress(&p.to_string()));

@@ -6,7 +6,8 @@
 //! 1. a contraction takes the elementwise operations that follow it, while a single value leaves the group;
 //! 2. row operations (reductions along the last axis, quantization) join with each other and with elementwise neighbours over
 //!    the same rows;
-//! 3. a cache update takes the operations that produce its rows; attention stands alone;
+//! 3. a cache update takes the operations that produce its rows, attention those that produce its queries, and the
+//!    quantization of its result;
 //! 4. what is left is elementwise: each value that others need takes its private producers.
 //!
 //! Every group becomes a `fused` function that is called in its place. Groups are convex: nothing outside lies between.
@@ -15,6 +16,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use marquetry_ir::graph::{Attr, Builder, Class, Function, Inst, Kind, Module, Op, Ty, TypeError, Value, rebuild};
 use marquetry_ir::{Dim, Elem, Syms};
+use serde::Serialize;
 
 use crate::canon;
 use crate::manager::Rewrites;
@@ -41,6 +43,40 @@ pub fn run_with(m: &Module, rewrites: &Rewrites) -> Result<Module, TypeError> {
         out.functions.push(caller);
     }
     Ok(out)
+}
+
+/// The kernels that one run of a function starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Kernels {
+    /// The function.
+    pub function: String,
+    /// How often the module calls it; 1 for the entry.
+    pub calls: usize,
+    /// What each kernel is built around, in order, calls of other functions left out.
+    pub names: Vec<&'static str>,
+}
+
+impl std::fmt::Display for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "@{} x{}: {} kernels: {}", self.function, self.calls, self.names.len(), self.names.join(", "))
+    }
+}
+
+/// The kernels of each function of a fused module.
+pub fn kernels(m: &Module) -> Vec<Kernels> {
+    let callee = |i: &Inst| if i.op == Op::Call { m.function(i.attrs[0].as_str()) } else { None };
+    let all = || m.functions.iter().flat_map(|f| &f.insts);
+    let of = |f: &Function| Kernels {
+        function: f.name.clone(),
+        calls: all().filter(|i| callee(i).is_some_and(|c| c.name == f.name)).count().max(1),
+        names: f.insts.iter().filter_map(callee).filter(|c| c.kind == Kind::Fused).map(anchor).collect(),
+    };
+    m.functions.iter().filter(|f| f.kind == Kind::Graph).map(of).collect()
+}
+
+/// The operator that a group is built around.
+fn anchor(f: &Function) -> &'static str {
+    f.insts.iter().max_by_key(|i| weight(i.op)).map_or("nothing", |i| i.op.name())
 }
 
 /// Operators that have a lowering although they could be expanded.
@@ -226,18 +262,17 @@ impl<'a> Grouping<'a> {
                 self.close(i, set);
             }
         }
+        let after: HashMap<usize, usize> = (0..n).filter_map(|i| Some((i, self.quantized(i)?))).collect();
         for i in 0..n {
-            if self.open(i) && is_row(self.op(i)) {
+            if self.open(i) && is_row(self.op(i)) && !after.values().any(|q| *q == i) {
                 let set = self.rows(i);
                 self.close(i, set);
             }
         }
         for i in 0..n {
             if self.open(i) && self.op(i).class() == Class::State {
-                let mut set = BTreeSet::from([i]);
-                if self.op(i) == Op::KvAppend {
-                    self.private_producers(&mut set);
-                }
+                let mut set: BTreeSet<usize> = [i].into_iter().chain(after.get(&i).copied()).collect();
+                self.private_producers(&mut set);
                 self.close(i, set);
             }
         }
@@ -369,6 +404,21 @@ impl<'a> Grouping<'a> {
                 None => return set,
             }
         }
+    }
+
+    /// The quantization that alone reads the attention `i`, if each head is a whole number of its groups.
+    fn quantized(&self, i: usize) -> Option<usize> {
+        let attends =
+            matches!(self.op(i), Op::Attend | Op::AttendSloped) && !self.wanted[i] && self.users[i].len() == 1;
+        let q = self.users[i].first().copied().filter(|q| attends && self.op(*q) == Op::Quantize)?;
+        let head = self.shape(i).last().and_then(Dim::as_const)?;
+        // Reshapes alone keep the order of elements.
+        let defs = self.f.defs();
+        let mut at = defs[self.f.insts[q].operands[0].0 as usize]?;
+        while self.op(at) == Op::Reshape {
+            at = defs[self.f.insts[at].operands[0].0 as usize]?;
+        }
+        (at == i && head % 32 == 0).then_some(q)
     }
 
     /// Adds elementwise producers that nobody else reads.

@@ -1,5 +1,6 @@
 //! `bench`: speed of prefill and decoding.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use marquetry::Error;
@@ -24,6 +25,9 @@ pub struct Args {
     /// Repetitions; medians are reported. One more run before them is not counted.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     reps: u16,
+    /// Passes to run instead of the default ones, to measure what one is worth.
+    #[arg(long, value_name = "PASSES")]
+    pipeline: Option<String>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -39,7 +43,9 @@ struct Rep {
 }
 
 pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
-    let mut engine = args.engine.engine(&args.model, ui)?;
+    let mut options = args.engine.options();
+    options.watch.pipeline.clone_from(&args.pipeline);
+    let mut engine = Engine::new(Arc::new(args.model.open(ui)?), options)?;
     engine.prepare()?;
     let (prompt, count) = (tokens(args.prompt as usize, engine.model().text.vocab), args.r#gen as usize);
     repetition(&mut engine, &prompt, count)?;

@@ -122,7 +122,7 @@ fn show(model: &LoadedModel, stage: Stage, args: &Args, ui: &Ui) -> Result<(), E
     let from = args.from_stage.as_deref().or(record.stage).unwrap_or(TRACE);
     let pipeline = pipeline_between(from, Some(stage.name()))?;
     let place = Place { stage: from, sub: None };
-    let (ir, _) = args.watch.watch().run(ir, &pipeline, &options, place, &mut |line| ui.progress(line))?;
+    let (ir, reports) = args.watch.watch().run(ir, &pipeline, &options, place, &mut |line| ui.progress(line))?;
     if let Some(file) = &args.dot {
         write_dot(file, &ir)?;
     }
@@ -136,10 +136,15 @@ fn show(model: &LoadedModel, stage: Stage, args: &Args, ui: &Ui) -> Result<(), E
         _ => print(&ir),
     };
     let stage = stage.to_possible_value().map_or(String::new(), |v| v.get_name().to_string());
-    match args.json {
-        true => ui.json(&json!({ "stage": stage, "bucket": bucket.name(), "text": text })),
-        false => ui.print(&text),
+    if !args.json {
+        return ui.print(&text);
     }
+    let mut out = json!({ "stage": stage, "bucket": bucket.name(), "text": text });
+    if args.watch.explain {
+        out["rewriting"] = json!(reports.eqsat);
+        out["kernels"] = json!(reports.kernels);
+    }
+    ui.json(&out)
 }
 
 fn write_dot(file: &Path, ir: &Ir) -> Result<(), Error> {

@@ -47,7 +47,7 @@ pub struct WatchArgs {
     /// Write the IR after every pass to DIR/NN-stage.tir, and DIR/NN-stage.diff against the one before.
     #[arg(long, value_name = "DIR")]
     pub dump_ir: Option<PathBuf>,
-    /// Say on stderr how often each rule fired and was taken.
+    /// Say on stderr what rewriting did, what it saved and where, what it did not do and why, and which kernels there are.
     #[arg(long)]
     pub explain: bool,
     /// Say on stderr how long each pass took, and how many nodes and rewrites there were.
@@ -76,6 +76,7 @@ impl WatchArgs {
             rewrite_limit: self.rewrite_limit,
             check: (self.check_pass || self.check_tolerance.is_some()).then_some(check),
             explain: self.explain,
+            pipeline: None,
             times: self.time_passes,
             log: Some(|line| eprintln!("{line}")),
         }

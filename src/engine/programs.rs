@@ -53,7 +53,8 @@ pub fn bucket_options(bucket: Bucket, numerics: Numerics, context: usize) -> Opt
 pub(super) fn watched(module: &Module, bucket: Bucket, options: &Options, watch: &Watch) -> Result<Program, Error> {
     let place = Place { stage: TRACE, sub: Some(bucket.name()) };
     let mut say = |line: &str| watch.log.iter().for_each(|log| log(line));
-    match watch.run(Ir::Graph(module.clone()), &default_pipeline(), options, place, &mut say)? {
+    let pipeline = watch.pipeline.clone().unwrap_or_else(default_pipeline);
+    match watch.run(Ir::Graph(module.clone()), &pipeline, options, place, &mut say)? {
         (Ir::Program(p), _) => Ok(*p),
         (Ir::Graph(_), _) => Err(PassError::Level { pass: "plan", wants: "a lowered program" }.into()),
     }

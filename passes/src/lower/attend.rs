@@ -5,13 +5,15 @@ use marquetry_ir::graph::Inst;
 use marquetry_ir::loops::{BinOp, Buf, Expr, LoopKind, Scope, Stmt, UnOp, dim_expr};
 use marquetry_ir::{DType, Dim};
 
+use super::map::nest;
 use super::read::{Cx, Lowered, Planes};
+use super::row::groups;
 
 /// Positions whose scores are formed before the running maximum moves.
 const BLOCK: i64 = 16;
 
-/// `attend` stored to `out`.
-pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: Buf) -> Lowered<()> {
+/// `attend` stored to `out`: plain, or quantized per head, whose features are then whole groups.
+pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     let [q, state, pos, seq, pages] = inst.operands[..] else { return Err("`attend` takes five operands".into()) };
     let Some(Planes::Kv([keys, values])) = cx.planes.get(&state).cloned() else {
         return Err("the cache is no argument".into());
@@ -49,6 +51,16 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: Buf) -> Lowered<()> {
     let first = name(cx, "first", first);
     let count = name(cx, "blocks", (p.clone() - first.clone() + BLOCK) / BLOCK);
 
+    let query = match cx.planes.get(&q) {
+        Some(Planes::Plain(_)) => None,
+        // Computed on the way: once per head, not once per position.
+        _ => {
+            let query = cx.k.buffer("query", DType::F32, vec![dim.into()], Scope::Local);
+            let put = |cx: &Cx<'_>, at: Vec<Expr>, e: Expr| cx.store(query, at[2..].to_vec(), e);
+            body.extend(nest(cx, q, &[token.clone(), head.clone()], &[0; 3], &put)?);
+            Some(query)
+        }
+    };
     body.push(cx.store(stats, stat(0), Expr::float(f32::NEG_INFINITY)));
     body.push(cx.store(stats, stat(1), Expr::float(0.0)));
     body.push(cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| Ok(vec![cx.store(acc, vec![d], Expr::float(0.0))]))?);
@@ -65,7 +77,10 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: Buf) -> Lowered<()> {
         let mut all = vec![b1, b2, cx.store(slots, vec![j.clone()], slot.clone())];
         all.push(cx.store(dot, vec![Expr::idx(0)], Expr::float(0.0)));
         all.push(cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
-            let x = cx.read(q, &[token.clone(), head.clone(), d.clone()])?;
+            let x = match query {
+                Some(query) => cx.k.load(query, vec![d.clone()]),
+                None => cx.read(q, &[token.clone(), head.clone(), d.clone()])?,
+            };
             let k = cx.k.load(keys, vec![slot.clone(), kv_head.clone(), d]);
             let old = cx.k.load(dot, vec![Expr::idx(0)]);
             Ok(vec![cx.store(dot, vec![Expr::idx(0)], x.fma(k, old))])
@@ -88,10 +103,23 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: Buf) -> Lowered<()> {
 
     let (bind, total) = cx.bind("total", Expr::float(1.0) / cx.k.load(stats, stat(1)));
     body.push(bind);
-    body.push(cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
-        let e = cx.k.load(acc, vec![d.clone()]) * total.clone();
-        Ok(vec![cx.store(out, vec![token.clone(), head.clone(), d], e)])
-    })?);
+    let scaled = |cx: &Cx<'_>, d: Expr| cx.k.load(acc, vec![d]) * total.clone();
+    match out {
+        Planes::Plain(out) => body.push(cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
+            let e = scaled(cx, d.clone());
+            Ok(vec![cx.store(*out, vec![token.clone(), head.clone(), d], e)])
+        })?),
+        Planes::Act8(q, scale, sum) if dim % 32 == 0 => {
+            body.push(cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
+                let e = scaled(cx, d.clone());
+                Ok(vec![cx.store(acc, vec![d], e)])
+            })?);
+            let get = |cx: &mut Cx<'_>, i: Expr| Ok(cx.k.load(acc, vec![i]));
+            let first = head.clone() * (dim / 32);
+            body.push(groups(cx, first, dim / 32, std::slice::from_ref(&token), &get, [*q, *scale, *sum])?);
+        }
+        _ => return Err("attention gives plain or quantized numbers".into()),
+    }
     let extent = dim_expr(&(shape[0].clone() * Dim::from(heads)));
     cx.k.body = vec![Stmt::For { var, extent, kind: LoopKind::Parallel, body }];
     Ok(())

@@ -163,15 +163,15 @@ fn body(cx: &mut Cx<'_>, results: &HashMap<Value, Planes>) -> Lowered<()> {
         let (v, out) = single()?;
         return contract::contract(cx, v, out);
     }
+    if let Some(inst) = find(&|o| matches!(o, Op::Attend | Op::AttendSloped)) {
+        let out = f.results.first().and_then(|(_, v)| results.get(v)).filter(|_| f.results.len() == 1);
+        return attend::attend(cx, inst, out.ok_or("attention has one result")?);
+    }
     if find(&|o| o.class() == Class::Reduce || o == Op::Quantize).is_some() {
         return row::rows(cx, results);
     }
     if let Some(inst) = find(&|o| o == Op::KvAppend) {
         return map::append(cx, &inst.operands);
-    }
-    if let Some(inst) = find(&|o| matches!(o, Op::Attend | Op::AttendSloped)) {
-        let (_, out) = single()?;
-        return attend::attend(cx, inst, out);
     }
     let (v, out) = single()?;
     map::elementwise(cx, v, out)

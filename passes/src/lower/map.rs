@@ -7,7 +7,7 @@ use marquetry_ir::{DType, Dim};
 use super::read::{Cx, Lowered, Planes};
 
 /// Loops over the remaining axes of `v`, storing each element through `put`. A joined tensor becomes one nest per part.
-fn nest(
+pub fn nest(
     cx: &mut Cx<'_>,
     v: Value,
     prefix: &[Expr],

@@ -114,9 +114,24 @@ fn quantize(cx: &mut Cx<'_>, x: Value, row: &[Expr], k: &Dim, [q, scale, sum]: [
         Some(local) => Ok(cx.k.load(local, vec![i])),
         None => cx.read(x, &at(row, i)),
     };
-    let groups = Dim::from(len / 32);
-    all.push(cx.each("g", &groups, LoopKind::Serial, |cx, g| {
-        let base = g.clone() * 32;
+    all.push(groups(cx, Expr::idx(0), len / 32, row, &get, [q, scale, sum])?);
+    Ok(all)
+}
+
+/// Reads an element of what is quantized, counted from its first group.
+pub type Get<'g> = &'g dyn Fn(&mut Cx<'_>, Expr) -> Lowered<Expr>;
+
+/// Quantizes `count` groups of 32, the first of which is group `first` of the row of the result.
+pub fn groups(
+    cx: &mut Cx<'_>,
+    first: Expr,
+    count: i64,
+    row: &[Expr],
+    get: Get<'_>,
+    [q, scale, sum]: [Buf; 3],
+) -> Lowered<Stmt> {
+    cx.each("g", &count.into(), LoopKind::Serial, |cx, g| {
+        let (base, to) = (g.clone() * 32, first.clone() + g);
         let (mut body, max) =
             reduce(cx, true, &32.into(), |cx, i| Ok(Expr::unary(UnOp::Abs, get(cx, base.clone() + i)?)))?;
         let s = max.clone() * Expr::float(1.0 / 127.0);
@@ -125,18 +140,17 @@ fn quantize(cx: &mut Cx<'_>, x: Value, row: &[Expr], k: &Dim, [q, scale, sum]: [
         body.push(bind);
         let (bind, inv) = cx.bind("inv", inv);
         body.push(bind);
-        body.push(cx.store(scale, at(row, g.clone()), s.clone()));
+        body.push(cx.store(scale, at(row, to.clone()), s.clone()));
         let rounded = |cx: &mut Cx<'_>, i: Expr| Ok::<_, String>(Expr::unary(UnOp::Round, get(cx, i)? * inv.clone()));
         body.push(cx.each("i", &32.into(), LoopKind::Serial, |cx, i| {
             let e = rounded(cx, base.clone() + i.clone())?.cast(DType::I32).cast(DType::I8);
-            Ok(vec![cx.store(q, at(row, base.clone() + i), e)])
+            Ok(vec![cx.store(q, at(row, to.clone() * 32 + i), e)])
         })?);
         for half in 0..2 {
             let (sums, total) = reduce(cx, false, &16.into(), |cx, i| rounded(cx, base.clone() + half * 16 + i))?;
             body.extend(sums);
-            body.push(cx.store(sum, at(row, g.clone() * 2 + half), total * s.clone()));
+            body.push(cx.store(sum, at(row, to.clone() * 2 + half), total * s.clone()));
         }
         Ok(body)
-    })?);
-    Ok(all)
+    })
 }

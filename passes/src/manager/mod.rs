@@ -167,6 +167,8 @@ impl std::fmt::Display for PassReport {
 pub struct Reports {
     /// One per function that `eqsat` rewrote.
     pub eqsat: Vec<eqsat::Report>,
+    /// The kernels of each function, after `fuse`.
+    pub kernels: Vec<crate::fuse::Kernels>,
     /// One per pass, in order.
     pub passes: Vec<PassReport>,
     /// All rewrites that were counted.

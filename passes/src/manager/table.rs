@@ -129,7 +129,13 @@ pub static PASSES: &[Pass] = &[
         after: "every computation is in a `fused` function; what is outside are leaves, calls and packing of weights",
         numbers: Exact::Bitwise,
         options: &[],
-        run: |ir, cx| graph(ir, cx, |m| fuse::run_with(m, cx.rewrites)),
+        run: |ir, cx| {
+            let ir = graph(ir, cx, |m| fuse::run_with(m, cx.rewrites))?;
+            if let Ir::Graph(m) = &ir {
+                cx.reports.kernels = fuse::kernels(m);
+            }
+            Ok(ir)
+        },
     },
     Pass {
         name: "lower",
