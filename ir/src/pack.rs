@@ -145,7 +145,42 @@ pub fn pack(
             }
             Ok(())
         }
+        (_, Elem::Scalar(DType::F32) | Elem::Rows8(DType::F32)) => {
+            let mut numbers = vec![0f32; k];
+            for (i, row) in rows.iter().enumerate() {
+                widen(from, row, &mut numbers).ok_or(PackError::Unsupported { from, to: elem })?;
+                let out = out.as_chunks_mut::<4>().0;
+                match elem {
+                    Elem::Rows8(_) => {
+                        store(&numbers, out[i / LANES * LANES * k + i % LANES..].iter_mut().step_by(LANES))
+                    }
+                    _ => store(&numbers, out[i * k..].iter_mut()),
+                }
+            }
+            Ok(())
+        }
         _ => Err(PackError::Unsupported { from, to: elem }),
+    }
+}
+
+fn store<'a>(numbers: &[f32], out: impl Iterator<Item = &'a mut [u8; 4]>) {
+    out.zip(numbers).for_each(|(to, v)| *to = v.to_le_bytes());
+}
+
+/// The numbers of a row; none for a type without.
+fn widen(from: Elem, row: &[u8], out: &mut [f32]) -> Option<()> {
+    let halves = row.as_chunks::<2>().0;
+    match from {
+        Elem::Gguf(t) => quant::dequantize(t, row, out).ok(),
+        Elem::Scalar(DType::F16) => {
+            out.iter_mut().zip(halves).for_each(|(to, b)| *to = f16::from_le_bytes(*b).to_f32());
+            Some(())
+        }
+        Elem::Scalar(DType::BF16) => {
+            out.iter_mut().zip(halves).for_each(|(to, b)| *to = bf16::from_le_bytes(*b).to_f32());
+            Some(())
+        }
+        _ => None,
     }
 }
 

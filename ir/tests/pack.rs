@@ -57,11 +57,12 @@ fn check(t: GgufType, rows: &[usize], blocks_per_row: usize, interleave: usize, 
     let expected = bits(&join(&parts, k, interleave));
     let n: usize = rows.iter().sum();
     let sources: Vec<(&[u8], usize)> = raw.iter().map(Vec::as_slice).zip(rows.iter().copied()).collect();
-    for elem in [Elem::Packed(Packed::for_gguf(t)), Elem::Gguf(t)] {
+    let wide = [Elem::Rows8(DType::F32), Elem::Scalar(DType::F32)];
+    for elem in [Elem::Packed(Packed::for_gguf(t)), Elem::Gguf(t)].into_iter().chain(wide) {
         let mut out = vec![0xAA; plane_offsets(elem, n, k).1];
         pack(Elem::Gguf(t), elem, interleave, &sources, k, &mut out).unwrap();
         assert_eq!(bits(&unpack(elem, n, k, &out).unwrap()), expected, "{elem}");
-        if let Elem::Packed(_) = elem {
+        if let Elem::Packed(_) | Elem::Rows8(_) = elem {
             let all = n.next_multiple_of(8);
             let padded = unpack(elem, all, k, &out).unwrap();
             assert!(padded[n * k..].iter().all(|v| *v == 0.0), "{elem}: padding rows are zero");
@@ -73,10 +74,12 @@ fn check(t: GgufType, rows: &[usize], blocks_per_row: usize, interleave: usize, 
     let sources: Vec<(&[u8], usize)> = raw.iter().zip(rows).map(|(b, r)| (&b[..r * k * d.size()], *r)).collect();
     let mut plain = vec![0; plane_offsets(Elem::Scalar(d), n, k).1];
     pack(Elem::Scalar(d), Elem::Scalar(d), interleave, &sources, k, &mut plain).unwrap();
-    let mut out = vec![0xAA; plane_offsets(Elem::Rows8(d), n, k).1];
-    pack(Elem::Scalar(d), Elem::Rows8(d), interleave, &sources, k, &mut out).unwrap();
     let expected = unpack(Elem::Scalar(d), n, k, &plain).unwrap();
-    assert_eq!(bits(&unpack(Elem::Rows8(d), n, k, &out).unwrap()), bits(&expected), "{d}");
+    for elem in [Elem::Rows8(d)].into_iter().chain(wide) {
+        let mut out = vec![0xAA; plane_offsets(elem, n, k).1];
+        pack(Elem::Scalar(d), elem, interleave, &sources, k, &mut out).unwrap();
+        assert_eq!(bits(&unpack(elem, n, k, &out).unwrap()), bits(&expected), "{d} as {elem}");
+    }
     let parts: Vec<Vec<f32>> = (sources.iter())
         .map(|(b, r)| {
             let mut padded = b.to_vec();

@@ -57,7 +57,7 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
         _ => {
             let query = cx.k.buffer("query", DType::F32, vec![dim.into()], Scope::Local);
             let put = |cx: &Cx<'_>, at: Vec<Expr>, e: Expr| cx.store(query, at[2..].to_vec(), e);
-            body.extend(nest(cx, q, &[token.clone(), head.clone()], &[0; 3], &put)?);
+            body.extend(nest(cx, q, &[token.clone(), head.clone()], &vec![Dim::default(); 3], &put)?);
             Some(query)
         }
     };
