@@ -29,7 +29,7 @@ fn arguments(ir: &Ir) -> Vec<(&str, &[Dim])> {
             let args = m.entry().into_iter().flat_map(|f| f.args.iter().map(move |(n, v)| (n, f.ty(*v))));
             let tensors = args.filter_map(|(n, t)| match t {
                 Ty::Tensor(t) => Some((n.as_str(), t.shape.as_slice())),
-                Ty::Kv(_) => None,
+                Ty::Kv(_) | Ty::Rows(_) => None,
             });
             tensors.collect()
         }

@@ -226,7 +226,7 @@ fn rotary_embedding_turns_pairs() {
             .iter()
             .map(|v| match v {
                 Val::Tensor(t) => t.to_f32().unwrap().to_vec(),
-                Val::Kv(..) => panic!(),
+                Val::Kv(..) | Val::Rows(..) => panic!(),
             })
             .collect();
         let mut want = x.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();

@@ -23,4 +23,4 @@ mod trace;
 pub use marquetry_frontend_derive::Module;
 pub use marquetry_ir::{DType, Dim};
 pub use module::{Module, Param, join};
-pub use trace::{Attend, Cached, Diagnostic, Diagnostics, KvCache, Limits, Step, Tensor, Tracer, trace};
+pub use trace::{Attend, Cached, Diagnostic, Diagnostics, KvCache, Limits, Recurrent, Step, Tensor, Tracer, trace};

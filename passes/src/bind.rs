@@ -69,11 +69,18 @@ pub fn specialize(m: &Module, sizes: &HashMap<String, Narrow>) -> Result<Module,
             k.slots = dim(&k.slots);
             Ty::Kv(k)
         }
+        Ty::Rows(mut r) => {
+            r.rows = dim(&r.rows);
+            Ty::Rows(r)
+        }
     };
     for d in out.params.iter_mut().chain(&mut out.states) {
         d.ty = retype(&d.ty);
     }
     for f in &mut out.functions {
+        for b in f.kernel.iter_mut().flat_map(|k| &mut k.buffers) {
+            b.shape = b.shape.iter().map(dim).collect();
+        }
         *f = rebuild(&syms, f, &retype, &mut |b: &mut Builder<'_>, inst: &Inst, operands: &[Value]| {
             if !inst.attrs.iter().any(|a| matches!(a, Attr::Shape(_))) {
                 return Ok(None);

@@ -15,7 +15,7 @@ use marquetry_ir::{DType, Elem, Syms};
 /// A type rule that fails, which is a defect of this pass.
 pub fn run(m: &Module) -> Result<Module, TypeError> {
     let mut out = m.clone();
-    for f in &mut out.functions {
+    for f in out.functions.iter_mut().filter(|f| f.kernel.is_none()) {
         let expanded =
             rebuild(&m.syms, f, &Ty::clone, &mut |b: &mut Builder<'_>, inst: &Inst, operands: &[Value]| match (
                 inst.op,

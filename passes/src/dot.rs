@@ -9,6 +9,7 @@ fn ty(syms: &Syms, t: &Ty) -> String {
     let shape = |dims: &[Dim]| dims.iter().map(|d| syms.show(d)).collect::<Vec<_>>().join(", ");
     match t {
         Ty::Tensor(t) => format!("{}[{}]", t.elem, shape(&t.shape)),
+        Ty::Rows(_) => marquetry_ir::graph::print_type(syms, t),
         Ty::Kv(k) => format!("kv.{}[{}, {}, {}]", k.dtype, syms.show(&k.slots), k.heads, k.dim),
     }
 }

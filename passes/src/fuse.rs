@@ -36,6 +36,10 @@ pub fn run(m: &Module) -> Result<Module, TypeError> {
 pub fn run_with(m: &Module, rewrites: &Rewrites) -> Result<Module, TypeError> {
     let mut out = Module { functions: vec![], ..m.clone() };
     for f in &m.functions {
+        if f.kernel.is_some() {
+            out.functions.push(f.clone());
+            continue;
+        }
         let expanded = expand(&m.syms, f)?;
         let groups = Grouping::new(&expanded, rewrites).run();
         let (fused, caller) = write(&m.syms, &expanded, &groups)?;

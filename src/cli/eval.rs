@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use marquetry::Error;
-use marquetry::engine::{Engine, Rows};
+use marquetry::engine::{Engine, RecurrentState, Rows};
 use marquetry::frontend::safetensors::Safetensors;
 use marquetry::ir::DType;
 use marquetry::runtime::files;
@@ -30,7 +30,7 @@ pub struct Args {
     /// Feed one token at a time through the cache.
     #[arg(long)]
     step: bool,
-    /// Write `logits`, f32 [tokens, vocab], to this safetensors file; without it the best token of each row is printed.
+    /// Write `logits`, f32 [tokens, vocab], and recurrent states `state.*`, f32 [layers, ..], to this safetensors file; without it the best token of each row is printed.
     #[arg(short, long)]
     output: Option<PathBuf>,
     /// Print JSON.
@@ -54,7 +54,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
     ui.progress(&stats_text(&engine));
     let vocab = engine.model().text.vocab;
     match &args.output {
-        Some(path) => save(path, &logits, vocab),
+        Some(path) => save(path, &logits, vocab, &engine.recurrent_states()?),
         None => summary(&logits, vocab, args.json, ui),
     }
 }
@@ -110,11 +110,16 @@ fn read_ids(path: &Path) -> Result<Vec<u32>, Error> {
     values.iter().map(id).collect()
 }
 
-fn save(path: &Path, logits: &[f32], vocab: usize) -> Result<(), Error> {
+fn save(path: &Path, logits: &[f32], vocab: usize, states: &[RecurrentState]) -> Result<(), Error> {
     let bad = |e: safetensors::SafeTensorError| Error::input(path, e.to_string());
     let shape = vec![logits.len() / vocab.max(1), vocab];
     let view = TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(logits)).map_err(bad)?;
-    let bytes = serialize(HashMap::from([("logits", view)]), None).map_err(bad)?;
+    let mut views = HashMap::from([("logits".to_owned(), view)]);
+    for s in states {
+        let view = TensorView::new(Dtype::F32, s.shape.clone(), bytemuck::cast_slice(&s.values)).map_err(bad)?;
+        views.insert(format!("state.{}", s.name), view);
+    }
+    let bytes = serialize(views, None).map_err(bad)?;
     Ok(files::write_file(path, &bytes)?)
 }
 

@@ -38,6 +38,13 @@ impl Interp {
         }
         self.pages = pages.next_power_of_two();
         for s in &self.module.states {
+            if let Ty::Rows(r) = &s.ty {
+                // One sequence, one row.
+                let shape: Vec<usize> = [1].into_iter().chain(r.shape.iter().copied()).collect();
+                let zeros = || Val::Rows(Arc::new(vec![0.0; shape.iter().product()]), shape.clone());
+                self.states.entry(s.name.clone()).or_insert_with(zeros);
+                continue;
+            }
             let Ty::Kv(k) = &s.ty else { continue };
             let dims = [self.pages * PAGE, k.heads, k.dim];
             let len = dims.iter().product();
@@ -82,6 +89,13 @@ impl Machine for Interp {
             out.copy_from_slice(&values);
         }
         Ok(())
+    }
+
+    fn state(&self, name: &str) -> Option<Vec<f32>> {
+        match self.states.get(name)? {
+            Val::Rows(v, _) => Some(v.to_vec()),
+            _ => None,
+        }
     }
 
     fn prepare(&mut self, _: Bucket, _: &mut Stats) -> Result<(), Error> {

@@ -86,6 +86,10 @@ fn sizes(f: &Function, args: &StepArgs<'_>, pages: usize) -> Result<Vec<i64>, Er
 }
 
 impl Machine for Jit {
+    fn state(&self, name: &str) -> Option<Vec<f32>> {
+        Some(bytemuck::cast_slice(self.states.as_ref()?.get(name)?).to_vec())
+    }
+
     fn prepare(&mut self, bucket: Bucket, stats: &mut Stats) -> Result<(), Error> {
         let slot = match bucket {
             Bucket::Decode => &self.decode,

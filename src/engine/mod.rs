@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use marquetry_ir::graph::Ty;
 use marquetry_passes::Numerics;
 use marquetry_runtime::kv::{PagedKv, SeqId, StepInputs};
 use marquetry_runtime::{AlignedBytes, RuntimeError};
@@ -99,6 +100,8 @@ struct StepArgs<'a> {
     span: &'a [i32],
     /// Kind of each token, for models that have several.
     types: &'a [i32],
+    /// Row of recurrent states that each token's sequence has.
+    row: &'a [i32],
     kv: &'a StepInputs,
 }
 
@@ -111,6 +114,8 @@ impl StepArgs<'_> {
             "s" => self.kv.nseq,
             "m" => self.kv.max_pages,
             "p" => pages,
+            // One sequence, one row of recurrent states.
+            "q" => 1,
             _ => return None,
         };
         i64::try_from(v).ok()
@@ -123,6 +128,7 @@ impl StepArgs<'_> {
             "rows" => self.rows,
             "span" => self.span,
             "token_types" => self.types,
+            "row" => self.row,
             "pos" => &self.kv.pos,
             "seq" => &self.kv.seq,
             "slot" => &self.kv.slot,
@@ -132,8 +138,21 @@ impl StepArgs<'_> {
     }
 }
 
+/// A recurrent state of all layers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecurrentState {
+    /// Its name in the model.
+    pub name: String,
+    /// Layers, then the record's extents.
+    pub shape: Vec<usize>,
+    /// In row-major order.
+    pub values: Vec<f32>,
+}
+
 /// What computes a step.
 trait Machine {
+    /// The first row of a recurrent state, if there was a step.
+    fn state(&self, name: &str) -> Option<Vec<f32>>;
     /// Computes the outputs by name, each `[rows, width]`.
     fn step(&mut self, args: &StepArgs<'_>, outputs: &mut [(&str, &mut [f32])], stats: &mut Stats)
     -> Result<(), Error>;
@@ -264,9 +283,39 @@ impl Engine {
         self.keep(0)
     }
 
+    fn is_recurrent(&self) -> bool {
+        self.model.text.module.states.iter().any(|s| matches!(s.ty, Ty::Rows(_)))
+    }
+
+    /// Recurrent states after the last step, by name, each `[layers, ..]`. Empty for models without.
+    ///
+    /// # Errors
+    /// If there was no step.
+    pub fn recurrent_states(&self) -> Result<Vec<RecurrentState>, Error> {
+        let mut all: Vec<RecurrentState> = vec![];
+        for s in &self.model.text.module.states {
+            let Ty::Rows(r) = &s.ty else { continue };
+            let name = s.name.rsplit_once('.').map_or(s.name.as_str(), |(name, _)| name);
+            let values = self.machine.state(&s.name).ok_or_else(|| Error::usage("there was no step yet"))?;
+            match all.iter_mut().find(|a| a.name == name) {
+                Some(a) => {
+                    a.shape[0] += 1;
+                    a.values.extend(values);
+                }
+                None => {
+                    let shape = [1].into_iter().chain(r.shape.iter().copied()).collect();
+                    all.push(RecurrentState { name: name.to_owned(), shape, values });
+                }
+            }
+        }
+        Ok(all)
+    }
+
     /// Keeps the first `len` tokens of the cache.
     fn keep(&mut self, len: usize) -> Result<(), Error> {
         self.expected = 0;
+        // Recurrent states have no past to go back to.
+        let len = if len < self.history.len() && self.is_recurrent() { 0 } else { len };
         if len < self.history.len() {
             // Pages are never shared here, so there is nothing to copy.
             self.kv.truncate(self.sequence, len)?;
@@ -283,7 +332,7 @@ impl Engine {
     pub fn reuse(&mut self, tokens: &[u32]) -> Result<usize, Error> {
         let len = common_prefix(&self.history, tokens);
         self.keep(len)?;
-        Ok(len)
+        Ok(len.min(self.history.len()))
     }
 
     /// Adds tokens to the sequence and gives the logits `[rows, vocab]`.
@@ -436,7 +485,8 @@ impl Engine {
         let pages = len.div_ceil(PAGE);
         self.kv.step(&[(self.sequence, tokens.len())], pages, &mut self.inputs)?;
         self.types.resize(tokens.len(), 0);
-        let args = StepArgs { tokens: &ids, rows, span: &span, types: &self.types, kv: &self.inputs };
+        let row = vec![0; tokens.len()];
+        let args = StepArgs { tokens: &ids, rows, span: &span, types: &self.types, row: &row, kv: &self.inputs };
         let pairs = self.model.text.outputs.iter().zip(&mut self.outputs);
         let mut outputs: Vec<(&str, &mut [f32])> =
             pairs.map(|(o, b)| (o.name.as_str(), &mut bytemuck::cast_slice_mut(b)[..rows.len() * o.width])).collect();

@@ -44,7 +44,8 @@ pub fn bucket_options(bucket: Bucket, numerics: Numerics, context: usize) -> Opt
         Bucket::Decode => Narrow::Fixed(1),
         Bucket::Prefill => Narrow::Range(1, CHUNK as i64),
     };
-    let sizes = [("n", tokens), ("r", tokens), ("s", Narrow::Fixed(1)), ("m", pages), ("p", pages)];
+    let sizes =
+        [("n", tokens), ("r", tokens), ("s", Narrow::Fixed(1)), ("q", Narrow::Fixed(1)), ("m", pages), ("p", pages)];
     let sizes: HashMap<String, Narrow> = sizes.map(|(n, v)| (n.to_string(), v)).into();
     Options { numerics, sizes, ..Options::default() }
 }

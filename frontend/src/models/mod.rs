@@ -23,6 +23,7 @@ mod qwen;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
+mod rwkv;
 mod stable_lm;
 mod starcoder2;
 
@@ -49,6 +50,7 @@ pub use qwen::Qwen;
 pub use qwen2::Qwen2;
 pub use qwen2_moe::Qwen2Moe;
 pub use qwen3::Qwen3;
+pub use rwkv::Rwkv;
 pub use stable_lm::StableLm;
 pub use starcoder2::StarCoder2;
 
@@ -179,6 +181,8 @@ architectures! {
         ["StableLmForCausalLM", "StableLMEpochForCausalLM"], "layer norms, partial rotation, parallel branches";
     "bert" trace_encoder bert::Bert: ["bert"], ["BertModel", "BertForMaskedLM", "BertForSequenceClassification"],
         "an encoder: vectors instead of text";
+    "rwkv5" trace_causal rwkv::Rwkv<5>: ["rwkv5"], ["Rwkv5ForCausalLM"], "a recurrence; its kernel is given as loop IR";
+    "rwkv6" trace_causal rwkv::Rwkv<6>: ["rwkv6"], ["Rwkv6ForCausalLM"], "a recurrence whose decay depends on the tokens";
     "starcoder2" trace_causal starcoder2::StarCoder2: ["starcoder2"], ["Starcoder2ForCausalLM"], "layer norms, biases, window";
 }
 

@@ -4,6 +4,7 @@
 //! operations on poisoned tensors stay silent, so one mistake gives one message. [`trace`] returns all of them.
 
 mod diagnostic;
+mod external;
 mod step;
 mod tensor;
 
@@ -17,6 +18,7 @@ use marquetry_ir::graph::{
 use marquetry_ir::{DType, Dim, Syms};
 
 pub use diagnostic::{Diagnostic, Diagnostics};
+pub use external::Recurrent;
 pub use step::{Cached, KvCache, Limits, Step};
 pub use tensor::{Attend, Tensor};
 
@@ -32,6 +34,8 @@ pub struct Tracer {
     loaded: RefCell<HashMap<u64, Option<Value>>>,
     problems: RefCell<Vec<Diagnostic>>,
     layers: Cell<usize>,
+    /// Functions that the user gave as kernels.
+    externals: RefCell<Vec<Function>>,
 }
 
 /// Traces `f` over the parameters of `model`.
@@ -52,6 +56,7 @@ pub fn trace(name: &str, model: &impl Module, f: impl FnOnce(&Tracer)) -> Result
         loaded: RefCell::default(),
         problems: RefCell::default(),
         layers: Cell::new(0),
+        externals: RefCell::default(),
     };
     f(&cx);
     let problems = cx.problems.into_inner();
@@ -62,7 +67,7 @@ pub fn trace(name: &str, model: &impl Module, f: impl FnOnce(&Tracer)) -> Result
         syms: cx.syms.into_inner(),
         params: cx.params.into_inner(),
         states: cx.states.into_inner(),
-        functions: vec![cx.func.into_inner()],
+        functions: [cx.externals.into_inner(), vec![cx.func.into_inner()]].concat(),
     })
 }
 
@@ -131,18 +136,19 @@ impl Tracer {
         Tensor::new(self, value)
     }
 
-    /// Key/value caches for `layers` layers over the slots of `step`.
+    /// Key/value caches for `layers` layers over the slots of `step`. A layer that is never updated has none.
     #[track_caller]
     pub fn kv_cache<'t>(&'t self, step: &Step<'t>, layers: usize, heads: usize, dim: usize) -> KvCache<'t> {
         let ty = KvTy { slots: step.slots.clone(), heads, dim, dtype: DType::F32 };
-        let at = Location::caller();
         let first = self.layers.replace(self.layers.get() + layers);
-        let values = (first..first + layers).map(|i| {
-            let (name, ty) = (format!("kv.{i}"), Ty::Kv(ty.clone()));
-            self.states.borrow_mut().push(Decl { name: name.clone(), ty: ty.clone() });
-            self.with(at, |b| b.declared(Op::State, &name, ty))
-        });
-        KvCache::new(step.clone(), values.collect())
+        KvCache::new(step.clone(), ty, first, layers)
+    }
+
+    /// The first version of a layer's cache.
+    fn kv_state(&self, layer: usize, ty: &KvTy, at: &Location<'_>) -> Value {
+        let (name, ty) = (format!("kv.{layer}"), Ty::Kv(ty.clone()));
+        self.states.borrow_mut().push(Decl { name: name.clone(), ty: ty.clone() });
+        self.with(at, |b| b.declared(Op::State, &name, ty))
     }
 
     fn problem(&self, d: Diagnostic) {
@@ -183,6 +189,7 @@ impl Tracer {
                 let dims: Vec<String> = t.shape.iter().map(|d| syms.show(d)).collect();
                 format!("{}[{}]", t.elem, dims.join(", "))
             }
+            Ty::Rows(_) => format!("a recurrent state {}", marquetry_ir::graph::print_type(&syms, &data.ty)),
             Ty::Kv(k) => format!("a cache of {} heads of {}", k.heads, k.dim),
         };
         let def = func.insts.iter().find(|i| i.results.contains(&v));

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::panic::Location;
 
-use marquetry_ir::graph::{Op, Value};
+use marquetry_ir::graph::{KvTy, Op, Value};
 use marquetry_ir::{DType, Dim};
 
 use super::{Diagnostic, Tensor, Tracer};
@@ -38,6 +38,8 @@ pub struct Step<'t> {
     pub rows: Tensor<'t>,
     pub(super) slots: Dim,
     pub(super) page: usize,
+    /// Sequences in one step, at most.
+    pub(super) sequences: usize,
 }
 
 impl<'t> Step<'t> {
@@ -73,6 +75,7 @@ impl<'t> Step<'t> {
             rows: vector("rows", &r),
             slots: p * limits.page.into(),
             page: limits.page,
+            sequences: limits.sequences,
         }
     }
 }
@@ -80,7 +83,17 @@ impl<'t> Step<'t> {
 /// The key/value caches of a model's layers. Updates are values underneath; the object keeps the newest of each layer.
 pub struct KvCache<'t> {
     step: Step<'t>,
-    layers: RefCell<Vec<Option<Value>>>,
+    ty: KvTy,
+    /// Number of the first layer among those of all caches.
+    first: usize,
+    layers: RefCell<Vec<Layer>>,
+}
+
+/// The newest version of a layer's cache.
+#[derive(Clone, Copy)]
+enum Layer {
+    Untouched,
+    Version(Option<Value>),
 }
 
 /// One layer's cache after its update, as attention reads it.
@@ -102,8 +115,8 @@ impl<'t> Cached<'t> {
 }
 
 impl<'t> KvCache<'t> {
-    pub(super) fn new(step: Step<'t>, layers: Vec<Value>) -> KvCache<'t> {
-        KvCache { step, layers: RefCell::new(layers.into_iter().map(Some).collect()) }
+    pub(super) fn new(step: Step<'t>, ty: KvTy, first: usize, layers: usize) -> KvCache<'t> {
+        KvCache { step, ty, first, layers: RefCell::new(vec![Layer::Untouched; layers]) }
     }
 
     /// The step that this cache serves.
@@ -128,7 +141,12 @@ impl<'t> KvCache<'t> {
             cx.problem(Diagnostic::new("E0221", "kv_append", message, at, vec![]));
             return Cached { step: self.step.clone(), state: None, last: self.step.pos };
         };
-        *state = cx.emit(at, Op::KvAppend, &[*state, k.value(), v.value(), self.step.slot.value()], vec![]);
-        Cached { step: self.step.clone(), state: *state, last: self.step.pos }
+        let old = match *state {
+            Layer::Untouched => Some(cx.kv_state(self.first + layer, &self.ty, at)),
+            Layer::Version(v) => v,
+        };
+        let new = cx.emit(at, Op::KvAppend, &[old, k.value(), v.value(), self.step.slot.value()], vec![]);
+        *state = Layer::Version(new);
+        Cached { step: self.step.clone(), state: new, last: self.step.pos }
     }
 }

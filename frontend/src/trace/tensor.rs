@@ -129,6 +129,12 @@ impl<'t> Tensor<'t> {
         }
     }
 
+    /// Repeats axes of extent 1 to the given shape.
+    #[track_caller]
+    pub fn broadcast(self, shape: Vec<Dim>) -> Tensor<'t> {
+        self.op(Op::Broadcast, &[], vec![Attr::Shape(shape)])
+    }
+
     /// Axis `i` of the result is axis `axes[i]` of `self`.
     #[track_caller]
     pub fn permute(self, axes: &[usize]) -> Tensor<'t> {

@@ -124,6 +124,11 @@ pub fn rebuild<'s>(
     retype: &dyn Fn(&Ty) -> Ty,
     f: Replace<'_, 's>,
 ) -> Result<Function, TypeError> {
+    if func.kernel.is_some() {
+        let mut same = func.clone();
+        same.values.iter_mut().for_each(|v| v.ty = retype(&v.ty));
+        return Ok(same);
+    }
     let mut b = Builder::new(syms, Function::new(func.name.clone(), func.kind));
     let mut map: Vec<Option<Value>> = vec![None; func.values.len()];
     for (name, v) in &func.args {

@@ -12,13 +12,14 @@ fn err<T>(code: &'static str, message: String) -> Result<T, TypeError> {
 fn tensor<'a>(t: &'a Ty, what: &str) -> Result<&'a TensorTy, TypeError> {
     match t {
         Ty::Tensor(t) => Ok(t),
-        Ty::Kv(_) => err("E0201", format!("{what} must be a tensor, is a state")),
+        Ty::Kv(_) | Ty::Rows(_) => err("E0201", format!("{what} must be a tensor, is a state")),
     }
 }
 
 fn kv<'a>(t: &'a Ty, what: &str) -> Result<&'a KvTy, TypeError> {
     match t {
         Ty::Kv(k) => Ok(k),
+        Ty::Rows(_) => err("E0201", format!("{what} must be a cache, is a recurrent state")),
         Ty::Tensor(_) => err("E0201", format!("{what} must be a state, is a tensor")),
     }
 }

@@ -1,5 +1,7 @@
 //! The graph interpreter: slow, obvious, the oracle for everything else. Arithmetic is f32, in row-major order.
 
+mod external;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -35,6 +37,8 @@ pub enum Val {
     Tensor(Tensor),
     /// Keys and values `[slots, heads, dim]`.
     Kv([Arc<Vec<f32>>; 2], [usize; 3]),
+    /// A recurrent state `[rows, ..]`.
+    Rows(Arc<Vec<f32>>, Vec<usize>),
 }
 
 /// What the interpreter can not do, with the place.
@@ -117,7 +121,7 @@ fn decode(elem: Elem, bytes: &[u8], count: usize) -> Result<Vec<f32>, InterpErro
 fn tensor(v: &Val) -> Result<&Tensor, InterpError> {
     match v {
         Val::Tensor(t) => Ok(t),
-        Val::Kv(..) => bad("tensor expected, got a state"),
+        Val::Kv(..) | Val::Rows(..) => bad("tensor expected, got a state"),
     }
 }
 
@@ -614,6 +618,9 @@ pub fn run_function(
     states: &mut HashMap<String, Val>,
     params: &HashMap<String, Tensor>,
 ) -> Result<Vec<Val>, InterpError> {
+    if let Some(k) = &f.kernel {
+        return external::run(f, k, sizes, args);
+    }
     let ctx = Ctx { syms, sizes, func: f };
     let mut env: Vec<Option<Val>> = vec![None; f.values.len()];
     let mut owner: Vec<Option<String>> = vec![None; f.values.len()];
@@ -651,7 +658,7 @@ pub fn run_function(
         };
         track_states(f, inst, name, &mut owner);
         for (r, v) in inst.results.iter().zip(results) {
-            if let (Val::Kv(..), Some(state)) = (&v, &owner[r.0 as usize]) {
+            if let (Val::Kv(..) | Val::Rows(..), Some(state)) = (&v, &owner[r.0 as usize]) {
                 states.insert(state.clone(), v.clone());
             }
             env[r.0 as usize] = Some(v);
@@ -671,7 +678,7 @@ pub fn run_function(
 
 /// Which declared state each value is a version of: calls pass the states of their operands to their results in order.
 fn track_states(f: &Function, inst: &Inst, name: &str, owner: &mut [Option<String>]) {
-    let is_kv = |v: &&Value| matches!(f.ty(**v), Ty::Kv(_));
+    let is_kv = |v: &&Value| f.ty(**v).is_state();
     if inst.op == Op::State {
         owner[inst.results[0].0 as usize] = Some(name.to_string());
         return;

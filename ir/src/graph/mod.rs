@@ -15,6 +15,7 @@ pub use parse::{Places, parse_module, parse_placed};
 pub use print::{print_function, print_module, ty as print_type};
 pub use verify::{Violation, verify, violations};
 
+use crate::loops::Kernel;
 use crate::{DType, Dim, Elem, Syms};
 
 /// `quantize` makes zeros of a group whose largest magnitude is not above this: its inverse scale would overflow.
@@ -42,6 +43,24 @@ pub struct KvTy {
     pub dtype: DType,
 }
 
+/// Type of a recurrent state: one record per row. A row belongs to a sequence for as long as it lives.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RowsTy {
+    /// Number of rows.
+    pub rows: Dim,
+    /// Shape of a record.
+    pub shape: Vec<usize>,
+    /// Element type.
+    pub dtype: DType,
+}
+
+impl RowsTy {
+    /// Extents of the whole: the rows, then the record's.
+    pub fn extents(&self) -> Vec<Dim> {
+        [self.rows.clone()].into_iter().chain(self.shape.iter().map(|&d| d.into())).collect()
+    }
+}
+
 /// Type of a value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Ty {
@@ -49,6 +68,8 @@ pub enum Ty {
     Tensor(TensorTy),
     /// A key/value cache; values of this type are linear: each is consumed by at most one update.
     Kv(KvTy),
+    /// A recurrent state; linear as caches are.
+    Rows(RowsTy),
 }
 
 impl Ty {
@@ -61,8 +82,13 @@ impl Ty {
     pub fn as_tensor(&self) -> Option<&TensorTy> {
         match self {
             Ty::Tensor(t) => Some(t),
-            Ty::Kv(_) => None,
+            Ty::Kv(_) | Ty::Rows(_) => None,
         }
+    }
+
+    /// Is it a state, whose values are linear?
+    pub fn is_state(&self) -> bool {
+        !matches!(self, Ty::Tensor(_))
     }
 }
 
@@ -221,6 +247,10 @@ pub enum Kind {
     Graph,
     /// A group of operations that becomes one kernel.
     Fused,
+    /// A kernel given as loop IR: the function has no operations. The kernel's arguments are the planes of the function's
+    /// arguments in order, states in place, then those of its results that are tensors. Results that are states are the
+    /// states among the arguments, in order.
+    Kernel,
 }
 
 /// A function.
@@ -238,12 +268,14 @@ pub struct Function {
     pub results: Vec<(String, Value)>,
     /// Types of values.
     pub values: Vec<ValueData>,
+    /// The body, for [`Kind::Kernel`].
+    pub kernel: Option<Box<Kernel>>,
 }
 
 impl Function {
     /// An empty function.
     pub fn new(name: impl Into<String>, kind: Kind) -> Function {
-        Function { name: name.into(), kind, args: vec![], insts: vec![], results: vec![], values: vec![] }
+        Function { name: name.into(), kind, args: vec![], insts: vec![], results: vec![], values: vec![], kernel: None }
     }
 
     /// The type of a value.

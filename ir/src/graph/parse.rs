@@ -1,8 +1,8 @@
 //! Reads the text form of modules. Syntax only: `verify` judges what was read.
 
-use super::{Attr, AttrKind, Decl, Function, Inst, Kind, KvTy, Loc, Module, Op, TensorTy, Ty, Value};
+use super::{Attr, AttrKind, Decl, Function, Inst, Kind, KvTy, Loc, Module, Op, RowsTy, TensorTy, Ty, Value};
 use crate::text::lexer::{Lexer, ParseError, Pos, Token};
-use crate::text::{parse_dim, suggest};
+use crate::text::{parse_dim, read_kernel, suggest};
 use crate::{DType, Dim, Elem, GgufType, Syms};
 
 type Res<T> = Result<T, ParseError>;
@@ -39,6 +39,17 @@ fn ty(l: &mut Lexer<'_>, s: &Syms) -> Res<Ty> {
         let dim = l.uint_as("head size")?;
         l.expect("]")?;
         return Ok(Ty::Kv(KvTy { slots, heads, dim, dtype }));
+    }
+    if let Some(d) = word.strip_prefix("rows.") {
+        let dtype: DType = d.parse().map_err(|()| l.error_at(pos, "IR001", no_scalar(d)))?;
+        l.expect("[")?;
+        let rows = parse_dim(l, s)?;
+        let mut shape = vec![];
+        while l.eat(",") {
+            shape.push(l.uint_as("an extent")?);
+        }
+        l.expect("]")?;
+        return Ok(Ty::Rows(RowsTy { rows, shape, dtype }));
     }
     let elem: Elem = word.parse().map_err(|()| l.error_at(pos, "IR001", no_elem(word)))?;
     Ok(Ty::Tensor(TensorTy { elem, shape: dims(l, s)? }))
@@ -229,6 +240,9 @@ fn function(l: &mut Lexer<'_>, s: &Syms, kind: Kind) -> Res<(Function, Places)> 
         Ok(())
     })?;
     l.expect("{")?;
+    if kind == Kind::Kernel {
+        return Ok((external(l, s, f)?, places));
+    }
     while !l.eat_word("return") {
         places.insts.push(l.pos());
         inst(l, s, &mut f)?;
@@ -255,6 +269,26 @@ pub struct Places {
     pub insts: Vec<Pos>,
 }
 
+/// The rest of a function that is a kernel: its results with their types, and the kernel.
+fn external(l: &mut Lexer<'_>, s: &Syms, mut f: Function) -> Res<Function> {
+    l.expect_word("return")?;
+    while matches!(l.peek(), Token::Percent(_)) {
+        let v = fresh(l, f.values.len())?;
+        let name = l.string("a result name")?;
+        l.expect(":")?;
+        let t = ty(l, s)?;
+        let loc = place(l)?;
+        f.value(t, loc);
+        f.results.push((name, v));
+        if !l.eat(",") {
+            break;
+        }
+    }
+    f.kernel = Some(Box::new(read_kernel(l, s)?));
+    l.expect("}")?;
+    Ok(f)
+}
+
 /// Reads a module.
 ///
 /// # Errors
@@ -277,7 +311,7 @@ pub fn parse_placed(text: &str) -> Result<(Module, Vec<Places>), ParseError> {
         if *l.peek() == Token::End {
             return Ok((m, all));
         }
-        match l.ident("`sym`, `param`, `state`, `func` or `fused`")? {
+        match l.ident("`sym`, `param`, `state`, `func`, `fused` or `extern`")? {
             "sym" => {
                 let name = l.string("a symbol name")?;
                 l.expect_word("in")?;
@@ -307,8 +341,12 @@ pub fn parse_placed(text: &str) -> Result<(Module, Vec<Places>), ParseError> {
                 }
                 list.push(Decl { name, ty });
             }
-            word @ ("func" | "fused") => {
-                let kind = if word == "func" { Kind::Graph } else { Kind::Fused };
+            word @ ("func" | "fused" | "extern") => {
+                let kind = match word {
+                    "func" => Kind::Graph,
+                    "fused" => Kind::Fused,
+                    _ => Kind::Kernel,
+                };
                 let (f, places) = function(&mut l, &m.syms, kind)?;
                 if m.function(&f.name).is_some() {
                     return Err(l.error_at(pos, "IR010", format!("function @{} is defined twice; rename one", f.name)));
@@ -317,7 +355,7 @@ pub fn parse_placed(text: &str) -> Result<(Module, Vec<Places>), ParseError> {
                 all.push(places);
             }
             other => {
-                let near = suggest(other, ["sym", "param", "state", "func", "fused"]);
+                let near = suggest(other, ["sym", "param", "state", "func", "fused", "extern"]);
                 return Err(l.error_at(pos, "IR001", format!("`{other}` begins nothing in a module{near}")));
             }
         }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{Attr, Function, Inst, Kind, Module, Ty};
-use crate::text::{lexer, print_dim};
+use crate::text::{lexer, print_dim, print_kernel};
 use crate::{Dim, Syms};
 
 fn shape(s: &Syms, dims: &[Dim]) -> String {
@@ -15,6 +15,7 @@ fn shape(s: &Syms, dims: &[Dim]) -> String {
 pub fn ty(s: &Syms, t: &Ty) -> String {
     match t {
         Ty::Tensor(t) => format!("{}{}", t.elem, shape(s, &t.shape)),
+        Ty::Rows(r) => format!("rows.{}{}", r.dtype, shape(s, &r.extents())),
         Ty::Kv(k) => format!("kv.{}[{}, {}, {}]", k.dtype, print_dim(&k.slots, s), k.heads, k.dim),
     }
 }
@@ -81,8 +82,17 @@ pub fn print_function(s: &Syms, f: &Function) -> String {
     let kind = match f.kind {
         Kind::Graph => "func",
         Kind::Fused => "fused",
+        Kind::Kernel => "extern",
     };
     let mut out = format!("{kind} {}({}) {{\n", lexer::sigil('@', &f.name), args.join(", "));
+    if let Some(k) = &f.kernel {
+        let result = |(n, v): &(String, super::Value)| {
+            format!("%{} {}: {}{}", v.0, lexer::quote(n), ty(s, f.ty(*v)), place(f, *v))
+        };
+        let results: Vec<String> = f.results.iter().map(result).collect();
+        let _ = write!(out, "  return {}\n{}}}\n", results.join(", "), print_kernel(k, s));
+        return out;
+    }
     for i in &f.insts {
         let _ = writeln!(out, "  {}", inst(s, f, i));
     }

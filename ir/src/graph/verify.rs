@@ -5,12 +5,15 @@
 //! 2. operands and attributes fit the operator table;
 //! 3. the type of each result is what the operator's rule gives;
 //! 4. `param`, `state` and `call` agree with the declarations they name; callees come before callers;
-//! 5. states are linear: each version of a state is consumed by at most one update, or call of a function that updates it, and
+//! 5. the kernel of an external function takes its arguments and results, and is itself valid;
+//! 6. states are linear: each version of a state is consumed by at most one update, or call of a function that updates it, and
 //!    not read after that.
 
 use std::collections::HashSet;
 
-use super::{Attr, Function, Inst, Module, Op, Ty};
+use super::{Attr, Function, Inst, Kind, Module, Op, Ty};
+use crate::Elem;
+use crate::loops::{self, Kernel, Scope};
 use crate::text::suggest;
 
 /// A rule that does not hold.
@@ -73,10 +76,46 @@ impl Verifier<'_> {
         }
     }
 
+    /// The kernel of a function takes what the function does, in the order that [`Kind::Kernel`] says.
+    fn external(&mut self, k: &Kernel) {
+        let f = self.f;
+        let states: Vec<&Ty> = f.args.iter().map(|(_, v)| f.ty(*v)).filter(|t| t.is_state()).collect();
+        let back: Vec<&Ty> = f.results.iter().map(|(_, v)| f.ty(*v)).filter(|t| t.is_state()).collect();
+        if states != back {
+            self.error(None, "states that come in must come out, in the same order".into());
+        }
+        let results = f.results.iter().filter(|(_, v)| !f.ty(*v).is_state()).map(|r| (r, Scope::Out));
+        let args = f.args.iter().map(|a| (a, if f.ty(a.1).is_state() { Scope::InOut } else { Scope::In }));
+        let wanted: Vec<_> = args.chain(results).collect();
+        if wanted.len() != k.args() {
+            self.error(None, format!("its kernel takes {} buffers, {} are due", k.args(), wanted.len()));
+        }
+        for (((name, v), scope), b) in wanted.into_iter().zip(&k.buffers) {
+            let fits = match f.ty(*v) {
+                Ty::Tensor(t) => t.elem == Elem::Scalar(b.dtype) && t.shape == b.shape,
+                Ty::Rows(r) => r.dtype == b.dtype && r.extents() == b.shape,
+                Ty::Kv(_) => false,
+            };
+            if !fits || b.scope != scope {
+                let ty = super::print::ty(&self.m.syms, f.ty(*v));
+                self.error(None, format!("buffer `{}` of its kernel does not fit `{name}`: {ty}", b.name));
+            }
+        }
+        for e in loops::verify::verify(k, &self.m.syms) {
+            self.error(None, e.to_string());
+        }
+    }
+
     fn run(&mut self) {
         let f = self.f;
         self.names("arguments", f.args.iter().map(|a| a.0.as_str()));
         self.names("results", f.results.iter().map(|r| r.0.as_str()));
+        match (f.kind, &f.kernel) {
+            (Kind::Kernel, Some(k)) if f.insts.is_empty() => return self.external(k),
+            (Kind::Kernel, _) => return self.error(None, "it must have a kernel and no operations".into()),
+            (_, Some(_)) => return self.error(None, "only an external function has a kernel".into()),
+            _ => {}
+        }
         let mut next = 0u32;
         for (_, v) in &f.args {
             if v.0 != next {
@@ -172,7 +211,7 @@ impl Verifier<'_> {
         let f = self.f;
         let mut consumed: Vec<Option<usize>> = vec![None; f.values.len()];
         for (i, inst) in f.insts.iter().enumerate() {
-            for (at, v) in inst.operands.iter().enumerate().filter(|(_, v)| matches!(f.ty(**v), Ty::Kv(_))) {
+            for (at, v) in inst.operands.iter().enumerate().filter(|(_, v)| f.ty(**v).is_state()) {
                 if let Some(first) = consumed[v.0 as usize] {
                     self.error(Some(i), format!("state %{} was already consumed by op {first}", v.0));
                 }
@@ -190,7 +229,7 @@ fn consumes(known: &[Function], inst: &Inst, operand: usize) -> bool {
         return inst.op == Op::KvAppend;
     }
     let Some(at) = known.iter().position(|c| c.name == inst.attrs[0].as_str()) else { return true };
-    let Some((_, arg)) = known[at].args.get(operand) else { return true };
+    let Some((_, arg)) = known[at].args.get(operand).filter(|_| known[at].kernel.is_none()) else { return true };
     let mut users = known[at].insts.iter().flat_map(|i| i.operands.iter().enumerate().map(move |(n, v)| (i, n, v)));
     known[at].results.iter().any(|(_, r)| r == arg) || users.any(|(i, n, v)| v == arg && consumes(&known[..at], i, n))
 }

@@ -70,7 +70,7 @@ pub fn results(m: &Module, sizes: &[i64]) -> Vec<(String, DType, Vec<usize>)> {
             let shape = t.shape.iter().map(|d| d.eval(|s| sizes[s.0 as usize]).max(0) as usize).collect();
             Some((name.clone(), t.elem.scalar()?, shape))
         }
-        Ty::Kv(_) => None,
+        Ty::Kv(_) | Ty::Rows(_) => None,
     };
     f.results.iter().filter_map(one).collect()
 }
@@ -79,6 +79,9 @@ pub fn results(m: &Module, sizes: &[i64]) -> Vec<(String, DType, Vec<usize>)> {
 pub fn planes(states: &HashMap<String, Val>) -> HashMap<String, Vec<u8>> {
     let mut all = HashMap::new();
     for (name, v) in states {
+        if let Val::Rows(v, _) = v {
+            all.insert(name.clone(), v.iter().flat_map(|x| x.to_le_bytes()).collect());
+        }
         if let Val::Kv(kv, _) = v {
             for (plane, suffix) in kv.iter().zip(["_k", "_v"]) {
                 all.insert(format!("{name}{suffix}"), plane.iter().flat_map(|x| x.to_le_bytes()).collect());
@@ -113,7 +116,10 @@ pub fn outcome(
             // A state that is only declared is no state of the program.
             state(&name).or_else(|| untouched.get(&name).cloned()).unwrap_or_default()
         };
-        let raw = [plane("_k"), plane("_v")].concat();
+        let raw = match i.states[name] {
+            Val::Rows(..) => plane(""),
+            _ => [plane("_k"), plane("_v")].concat(),
+        };
         all.states.push((name.clone(), raw.as_chunks().0.iter().map(|c| f32::from_le_bytes(*c)).collect()));
     }
     Ok(all)

@@ -132,6 +132,12 @@ fn extent(t: &Ty, from: i64, to: i64) -> Ty {
     let mut t = t.clone();
     match &mut t {
         Ty::Tensor(t) => t.shape.iter_mut().for_each(|d| *d = dim(d, from, to)),
+        Ty::Rows(r) => {
+            r.rows = dim(&r.rows, from, to);
+            for n in r.shape.iter_mut().filter(|n| **n as i64 == from) {
+                *n = to as usize;
+            }
+        }
         Ty::Kv(k) => {
             k.slots = dim(&k.slots, from, to);
             for n in [&mut k.heads, &mut k.dim].into_iter().filter(|n| **n as i64 == from) {
@@ -155,7 +161,7 @@ fn attributes(inst: &Inst, edit: &Edit) -> Vec<Attr> {
 /// The function with one edit, without what is then unused; none if a type rule does not hold.
 fn copy(m: &Module, f: &Function, edit: &Edit) -> Option<Function> {
     let cut = |i: usize| matches!(edit, Edit::Cut(c) if c.contains(&i));
-    let state = |v: Value| matches!(f.ty(v), Ty::Kv(_));
+    let state = |v: Value| f.ty(v).is_state();
     // What stands for a value: itself, or another one.
     let mut alias: HashMap<Value, Value> = HashMap::new();
     for (i, inst) in f.insts.iter().enumerate() {

@@ -77,7 +77,7 @@ pub fn inputs(m: &Module, r: &mut Random, numbers: Numbers) -> Inputs {
     let mut g = Values { r, sizes: &sizes, numbers };
     let params = m.params.iter().filter_map(|p| match g.value(&p.ty, None) {
         Val::Tensor(t) => Some((p.name.clone(), t)),
-        Val::Kv(..) => None,
+        Val::Kv(..) | Val::Rows(..) => None,
     });
     let params = params.collect();
     let states = m.states.iter().map(|s| (s.name.clone(), g.value(&s.ty, None))).collect();
@@ -104,6 +104,7 @@ pub fn run(m: &Module, i: &Inputs) -> Result<Outcome, InterpError> {
         .into_iter()
         .filter_map(|(name, v)| match v {
             Val::Kv([k, v], _) => Some((name, k.iter().chain(v.iter()).copied().collect())),
+            Val::Rows(v, _) => Some((name, v.to_vec())),
             Val::Tensor(_) => None,
         })
         .collect();
@@ -202,6 +203,11 @@ impl Values<'_> {
     fn value(&mut self, ty: &Ty, limit: Option<Limit>) -> Val {
         let eval = |d: &crate::Dim| d.eval(|s| self.sizes[s.0 as usize]).max(0) as usize;
         match ty {
+            Ty::Rows(r) => {
+                let shape: Vec<usize> = r.extents().iter().map(eval).collect();
+                let n = shape.iter().product();
+                Val::Rows(Arc::new(self.floats(n)), shape)
+            }
             Ty::Kv(k) => {
                 let dims = [eval(&k.slots), k.heads, k.dim];
                 let n = dims.iter().product();

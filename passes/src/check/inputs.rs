@@ -170,7 +170,15 @@ impl Inputs {
             }
         }
         for d in &m.states {
-            let Ty::Kv(k) = &d.ty else { return Err(format!("state `{}` is no cache", d.name)) };
+            let k = match &d.ty {
+                Ty::Kv(k) => k,
+                Ty::Rows(r) => {
+                    let shape = r.extents().iter().map(eval).collect();
+                    self.states.insert(d.name.clone(), plane(r.dtype, shape, Random::named(seed, &d.name)));
+                    continue;
+                }
+                Ty::Tensor(_) => return Err(format!("state `{}` is a tensor", d.name)),
+            };
             for suffix in ["_k", "_v"] {
                 let name = format!("{}{suffix}", d.name);
                 let plane = plane(k.dtype, vec![eval(&k.slots), k.heads, k.dim], Random::named(seed, &name));
@@ -235,6 +243,10 @@ impl Inputs {
         let args = entry.args.iter().map(|(n, _)| arg(n).map(Val::Tensor)).collect::<Result<Vec<_>, _>>()?;
         let mut states = HashMap::new();
         for d in &m.states {
+            if let Some(whole) = self.states.get(&d.name) {
+                states.insert(d.name.clone(), Val::Rows(whole.data.clone().into(), whole.shape.clone()));
+                continue;
+            }
             let get = |suffix: &str| self.states.get(&format!("{}{suffix}", d.name));
             let (Some(k), Some(v)) = (get("_k"), get("_v")) else {
                 return Err(format!("state `{}` is not given", d.name));
@@ -251,9 +263,13 @@ impl Inputs {
             }
         }
         for (name, v) in states {
-            if let Val::Kv([k, v], _) = v {
-                out.push((format!("{name}_k"), k.to_vec()));
-                out.push((format!("{name}_v"), v.to_vec()));
+            match v {
+                Val::Kv([k, v], _) => {
+                    out.push((format!("{name}_k"), k.to_vec()));
+                    out.push((format!("{name}_v"), v.to_vec()));
+                }
+                Val::Rows(v, _) => out.push((name, v.to_vec())),
+                Val::Tensor(_) => {}
             }
         }
         Ok(out)
@@ -355,6 +371,7 @@ fn bounded(m: &Module, sizes: &[i64]) -> Result<(), String> {
     };
     let fits = |ty: &Ty| match ty {
         Ty::Tensor(t) => count(&t.shape).is_some(),
+        Ty::Rows(r) => count(&r.extents()).is_some(),
         Ty::Kv(k) => count(&[k.slots.clone(), k.heads.into(), k.dim.into()]).is_some(),
     };
     let decls = m.params.iter().chain(&m.states).map(|d| (d.name.as_str(), &d.ty));

@@ -134,7 +134,7 @@ impl Region {
 
 /// Does it make a new version of a state?
 fn is_update(f: &Function, inst: &Inst) -> bool {
-    inst.op.class() == Class::State && inst.results.iter().any(|r| matches!(f.ty(*r), Ty::Kv(_)))
+    inst.op.class() == Class::State && inst.results.iter().any(|r| f.ty(*r).is_state())
 }
 
 struct Writer<'a, 's> {
@@ -167,7 +167,7 @@ impl Writer<'_, '_> {
     /// Writes what reads the versions of states that `inst` consumes, so that no old version is read.
     fn readers(&mut self, inst: &Inst) -> Result<(), TypeError> {
         let g = &self.region.graph;
-        let state = |v: &&Value| matches!(self.f.ty(**v), Ty::Kv(_));
+        let state = |v: &&Value| self.f.ty(**v).is_state();
         let ids: Vec<Id> = inst
             .operands
             .iter()
@@ -179,7 +179,7 @@ impl Writer<'_, '_> {
             Term::Op(op, children) => op.class() == Class::State && children.iter().any(|c| ids.contains(&g.find(*c))),
             _ => false,
         };
-        let is_kv = |id: Id| matches!(g[id].data.ty, Some(Ty::Kv(_)));
+        let is_kv = |id: Id| g[id].data.ty.as_ref().is_some_and(Ty::is_state);
         let found: Vec<Id> = self.chosen.iter().filter(|(id, n)| !is_kv(**id) && reads(n)).map(|(id, _)| *id).collect();
         found.into_iter().try_for_each(|id| self.class(id).map(drop))
     }

@@ -35,7 +35,7 @@ pub fn point(syms: &Syms, d: &Dim) -> u64 {
 fn elements(syms: &Syms, ty: &Ty) -> u64 {
     match ty {
         Ty::Tensor(t) => t.shape.iter().map(|d| point(syms, d)).product(),
-        Ty::Kv(_) => 0,
+        Ty::Kv(_) | Ty::Rows(_) => 0,
     }
 }
 

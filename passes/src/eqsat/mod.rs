@@ -90,7 +90,7 @@ fn run_set(
     let weights = bridge::weight_arguments(m);
     let mut out = m.clone();
     let mut reports = vec![];
-    for f in &mut out.functions {
+    for f in out.functions.iter_mut().filter(|f| f.kernel.is_none()) {
         let weights = weights.get(&f.name).map_or(&[][..], Vec::as_slice);
         let mut report = Report { region: f.name.clone(), calls: calls(m, &f.name).max(1), ..Report::default() };
         *f = rewrite(&m.syms, f, weights, config, (set, rewrites), &mut report)?;

@@ -38,6 +38,7 @@ pub fn planes(ty: &Ty, bytes: bool, fresh: bool) -> Lowered<Vec<Plane>> {
             let shape = vec![kv.slots.clone(), kv.heads.into(), kv.dim.into()];
             return Ok(vec![("_k", kv.dtype, shape.clone()), ("_v", kv.dtype, shape)]);
         }
+        Ty::Rows(r) => return Ok(vec![("", r.dtype, r.extents())]),
         Ty::Tensor(t) => t,
     };
     let two = || match t.shape.as_slice() {
@@ -88,6 +89,7 @@ fn assemble(ty: &Ty, bufs: &[Buf]) -> Lowered<Planes> {
     let elem = ty.as_tensor().map(|t| t.elem);
     Ok(match (elem, bufs) {
         (None, [k, v]) => Planes::Kv([*k, *v]),
+        (None, [b]) => Planes::Plain(*b),
         (Some(Elem::Scalar(_)), [b]) => Planes::Plain(*b),
         (Some(Elem::Rows8(_)), [b]) => Planes::Rows8(*b),
         (Some(Elem::Packed(p)), [q, s]) => Planes::Packed(p, *q, *s, None),
@@ -102,14 +104,25 @@ fn is_gathered(f: &Function, v: Value) -> bool {
     f.insts.iter().any(|i| i.op == Op::Gather && i.operands[0] == v)
 }
 
-/// Derives the kernel of a fused function.
+/// The kernel that a function is, and where its arguments come from.
+fn given(f: &Function, kernel: &Kernel) -> Lowering {
+    let args = (0..f.args.len()).map(|i| Origin::Arg(i, 0));
+    let results = f.results.iter().enumerate().filter(|(_, (_, v))| !f.ty(*v).is_state());
+    let origins = args.chain(results.map(|(i, _)| Origin::Result(i, 0))).collect();
+    Lowering { kernel: Kernel { name: f.name.clone(), ..kernel.clone() }, origins }
+}
+
+/// Derives the kernel of a fused function; that of an external one is there already.
 pub fn kernel(syms: &Syms, f: &Function) -> Lowered<Lowering> {
+    if let Some(k) = &f.kernel {
+        return Ok(given(f, k));
+    }
     let mut cx = Cx::new(syms, f);
     let mut origins = vec![];
     let updates = f.insts.iter().any(|i| i.op == Op::KvAppend);
     for (i, (name, v)) in f.args.iter().enumerate() {
         let ty = f.ty(*v);
-        let scope = if updates && matches!(ty, Ty::Kv(_)) { Scope::InOut } else { Scope::In };
+        let scope = if updates && ty.is_state() { Scope::InOut } else { Scope::In };
         let mut bufs = vec![];
         for (p, (suffix, dtype, shape)) in planes(ty, is_gathered(f, *v), false)?.into_iter().enumerate() {
             bufs.push(cx.k.buffer(&format!("{name}{suffix}"), dtype, shape, scope));
@@ -120,7 +133,7 @@ pub fn kernel(syms: &Syms, f: &Function) -> Lowered<Lowering> {
     let mut results = HashMap::new();
     for (i, (name, v)) in f.results.iter().enumerate() {
         let ty = f.ty(*v);
-        if matches!(ty, Ty::Kv(_)) {
+        if ty.is_state() {
             continue;
         }
         let mut bufs = vec![];

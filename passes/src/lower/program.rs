@@ -30,7 +30,7 @@ pub fn lower(m: &Module) -> Result<Program, String> {
     let results = w.function(entry, args)?;
     let (mut taken, mut outputs) = (HashSet::new(), vec![]);
     for ((name, v), bound) in entry.results.iter().zip(results) {
-        if matches!(entry.ty(*v), Ty::Kv(_)) {
+        if entry.ty(*v).is_state() {
             continue;
         }
         let at = match w.roots(&bound).as_slice() {
@@ -123,7 +123,7 @@ impl Walk<'_> {
                 let callee = self.m.function(name).ok_or_else(|| format!("no function @{name}"))?;
                 match callee.kind {
                     Kind::Graph => self.function(callee, operands),
-                    Kind::Fused => self.launch(callee, &operands),
+                    Kind::Fused | Kind::Kernel => self.launch(callee, &operands),
                 }
             }
             _ => Err("was left outside of every kernel".into()),
@@ -196,11 +196,12 @@ impl Walk<'_> {
         let (id, origins) = self.kernel(f)?;
         let inputs: Vec<Vec<Root>> = operands.iter().map(|b| self.roots(b)).collect();
         let mut results: Vec<Vec<Root>> = vec![];
+        let mut states = f.args.iter().enumerate().filter(|(_, (_, a))| f.ty(*a).is_state()).map(|(i, _)| i);
         for (_, v) in &f.results {
             results.push(match f.ty(*v) {
                 // An update in place: the result is the state that came in.
-                ty @ Ty::Kv(_) => {
-                    let arg = f.args.iter().position(|(_, a)| f.ty(*a) == ty).ok_or("a cache from nowhere")?;
+                ty if ty.is_state() => {
+                    let arg = states.next().ok_or("a state from nowhere")?;
                     inputs[arg].clone()
                 }
                 ty => kernel::planes(ty, false, true)?
