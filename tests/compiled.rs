@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use marquetry::engine::{Engine, EngineOptions, Rows};
+use marquetry::frontend::safetensors::Safetensors;
 use marquetry::model::{LoadOptions, LoadedModel};
 use marquetry::passes::Numerics;
-use support::{CASES, Case, distance};
+use support::{Case, distance};
 
 fn engine(name: &str, threads: usize) -> Engine {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/oracles").join(name);
     let model = LoadedModel::open(&path.to_string_lossy(), &LoadOptions::default(), &mut |_| {}).unwrap();
-    let options = EngineOptions { numerics: Some(Numerics::Strict), threads, context: 128, ..EngineOptions::default() };
+    let options = EngineOptions { numerics: Some(Numerics::Strict), threads, context: 64, ..EngineOptions::default() };
     Engine::new(Arc::new(model), options).unwrap()
 }
 
@@ -36,11 +37,13 @@ fn agrees(name: &str) {
         let d = distance(&whole, &p.logits);
         assert!(d <= case.tolerance, "{name}: {d} beyond {}", case.tolerance);
         e.reset().unwrap();
+        e.expect(ids.len());
         let steps: Vec<f32> = ids.iter().flat_map(|id| e.decode(*id).unwrap().to_vec()).collect();
         let d = distance(&steps, &p.logits);
         assert!(d <= case.tolerance, "{name} step by step: {d} beyond {}", case.tolerance);
         for split in [1, 5, ids.len() - 1] {
             e.reset().unwrap();
+            e.expect(ids.len());
             let mut parts = e.prefill(&ids[..split], Rows::All).unwrap();
             parts.extend(e.prefill(&ids[split..], Rows::All).unwrap());
             let d = distance(&parts, &p.logits);
@@ -56,22 +59,14 @@ fn agrees(name: &str) {
 }
 
 macro_rules! cases {
-    ($($test:ident $index:literal;)*) => {$(
+    ($($test:ident $path:literal;)*) => {$(
         #[test]
         fn $test() {
-            agrees(CASES[$index]);
+            agrees($path);
         }
     )*};
 }
-cases! {
-    llama_base 0;
-    llama_biases_and_shards 1;
-    llama_scaled_rope_tied_bf16 2;
-    llama_new_style_config 3;
-    gemma3_text 4;
-    gemma3_linear_rope 5;
-    gemma3_nested 6;
-}
+reference_cases!(cases);
 
 #[test]
 fn strict_results_do_not_depend_on_the_number_of_threads() {
@@ -84,4 +79,40 @@ fn strict_results_do_not_depend_on_the_number_of_threads() {
             assert!(same, "{name}: {threads} threads differ from one");
         }
     }
+}
+
+#[test]
+fn encoders_give_the_reference_vectors_of_each_row() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/oracles/bert/bert-prefix-f16");
+    let expected = Safetensors::open(dir.join("expected.safetensors")).unwrap();
+    let ints = |name: &str| -> Vec<i32> {
+        let t = expected.tensor(name).unwrap();
+        expected.data(t).as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect()
+    };
+    let floats = |name: &str| -> Vec<f32> {
+        let t = expected.tensor(name).unwrap();
+        expected.data(t).as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    };
+    let mut e = engine("bert/bert-prefix-f16", 2);
+    for part in ["a", "b"] {
+        let [rows, columns] = expected.tensor(&format!("{part}.input_ids")).unwrap().shape[..] else { panic!() };
+        let [ids, types, mask] =
+            ["input_ids", "token_type_ids", "attention_mask"].map(|n| ints(&format!("{part}.{n}")));
+        let hidden = floats(&format!("{part}.last_hidden_state"));
+        let pooled = floats(&format!("{part}.pooler_output"));
+        let width = pooled.len() / rows;
+        for row in 0..rows {
+            let at = row * columns;
+            let len = mask[at..at + columns].iter().filter(|m| **m != 0).count();
+            let made = e.encode(&tokens(&ids[at..at + len]), &types[at..at + len]).unwrap();
+            let get = |name: &str| &made.iter().find(|(n, _)| n == name).unwrap().1;
+            let d = distance(get("last_hidden_state"), &hidden[at * width..][..len * width]);
+            assert!(d < 1e-4, "{part} row {row}: {d}");
+            let d = distance(&get("pooler_output")[..width], &pooled[row * width..][..width]);
+            assert!(d < 1e-4, "{part} row {row}, pooled: {d}");
+        }
+    }
+    let refused = e.prefill(&[1, 2], Rows::Last).unwrap_err();
+    assert!(refused.to_string().contains("does not continue text"), "{refused}");
+    assert!(e.encode(&[1, 2], &[0]).is_err());
 }

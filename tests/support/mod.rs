@@ -20,16 +20,58 @@ pub const LIMITS: Limits = Limits { tokens: 64, sequences: 2, context: 128, page
 /// Pages of the cache.
 pub const PAGES: usize = 16;
 
-/// The reference cases, by architecture.
-pub const CASES: [&str; 7] = [
-    "llama/base",
-    "llama/bias-sharded-old",
-    "llama/llama3-rope-tied-bf16",
-    "llama/new-style-config",
-    "gemma3/text",
-    "gemma3/text-linear-rope-bf16",
-    "gemma3/nested-text",
-];
+/// Hands the reference cases of models that continue text to a macro: a name for a test, and the case.
+#[macro_export]
+macro_rules! reference_cases {
+    ($then:ident) => {
+        $then! {
+            llama_base "llama/base";
+            llama_biases_and_shards "llama/bias-sharded-old";
+            llama_scaled_rope_tied_bf16 "llama/llama3-rope-tied-bf16";
+            llama_new_style_config "llama/new-style-config";
+            mistral_window "mistral/swa16";
+            mixtral_experts "mixtral/e4k2";
+            gemma_head_size "gemma/headdim32-bf16";
+            gemma2_caps_and_windows "gemma2/caps-default";
+            gemma3_text "gemma3/text";
+            gemma3_linear_rope_bf16 "gemma3/text-linear-rope-bf16";
+            gemma3_nested "gemma3/nested-text";
+            gpt2_transposed "gpt2/prefixed";
+            gpt_bigcode_one_key_head "gpt_bigcode/mqa";
+            gpt_neox_parallel "gpt_neox/parallel";
+            gpt_neox_sequential "gpt_neox/sequential-full-rotary";
+            baichuan_joined "baichuan/7b";
+            baichuan2_slopes "baichuan/baichuan2-13b-alibi";
+            chatglm_half_rotation "chatglm3/gqa2";
+            cohere_norms "cohere/gqa-qknorm";
+            internlm_biases "internlm/bias";
+            internlm2_by_group "internlm2/odd-bf16";
+            minicpm_scales "minicpm/tied";
+            minicpm_experts "minicpm/moe";
+            orion_layer_norms "orion/mha";
+            phi_half_rotation "phi/half-rotary";
+            phi3_long_factors "phi3/longrope";
+            phi3_partial_window "phi3/phi4mini-like";
+            qwen_grows_and_scales "qwen/logn-ntk";
+            qwen2_windows_and_yarn "qwen2/swa-yarn";
+            qwen2_moe_shared_expert "qwen2_moe/norm-topk-sharded";
+            qwen3_norms "qwen3/tied";
+            rwkv5_recurrence "rwkv5/base";
+            rwkv6_recurrence "rwkv6/base";
+            stablelm_parallel_norms "stable_lm/parallel-qknorm";
+            stablelm_partial_rotation "stable_lm/partial25";
+            starcoder2_window "starcoder2/swa16";
+        }
+    };
+}
+
+macro_rules! paths {
+    ($($test:ident $path:literal;)*) => {
+        /// The reference cases of models that continue text, by architecture.
+        pub const CASES: &[&str] = &[$($path),*];
+    };
+}
+reference_cases!(paths);
 
 /// A prompt and the logits of each of its positions.
 pub struct Prompt {
@@ -68,7 +110,8 @@ impl Case {
         let dir = oracles().join(name);
         let config = ModelConfig::open(dir.join("config.json")).unwrap();
         let text = trace_model(&config, LIMITS).unwrap();
-        let weights = Weights::open(&dir).unwrap();
+        let mut weights = Weights::open(&dir).unwrap();
+        weights.declare(&text.stored).unwrap();
         let mut params = HashMap::new();
         let mut elems = HashMap::new();
         for p in &text.module.params {
@@ -125,20 +168,30 @@ pub struct Session<'a> {
     pub states: HashMap<String, Val>,
     /// Pages of each sequence; deliberately not in order.
     pub pages: [Vec<i32>; 2],
+    /// Length that each sequence is known to get.
+    pub expected: [usize; 2],
 }
 
 impl<'a> Session<'a> {
     pub fn new(module: &'a Module, params: &'a HashMap<String, Tensor>) -> Session<'a> {
         let slots = PAGES * LIMITS.page;
         let state = |d: &marquetry_ir::graph::Decl| {
-            let Ty::Kv(k) = &d.ty else { panic!("{} is a tensor", d.name) };
+            let k = match &d.ty {
+                Ty::Kv(k) => k,
+                Ty::Rows(r) => {
+                    let shape: Vec<usize> = [2].into_iter().chain(r.shape.iter().copied()).collect();
+                    let stale = vec![f32::NAN; shape.iter().product()];
+                    return (d.name.clone(), Val::Rows(stale.into(), shape));
+                }
+                Ty::Tensor(_) => panic!("{} is a tensor", d.name),
+            };
             let empty = || vec![f32::NAN; slots * k.heads * k.dim].into();
             (d.name.clone(), Val::Kv([empty(), empty()], [slots, k.heads, k.dim]))
         };
         let states = module.states.iter().map(state).collect();
         // Odd pages downwards for one sequence, even ones upwards for the other.
         let pages = [(0..8).map(|i| 15 - 2 * i).collect(), (0..8).map(|i| 2 * i).collect()];
-        Session { module, params, states, pages }
+        Session { module, params, states, pages, expected: [0; 2] }
     }
 
     /// Logits of the tokens of `rows`.
@@ -155,6 +208,11 @@ impl<'a> Session<'a> {
         let args = entry.args.iter().map(|(name, _)| match name.as_str() {
             "tokens" => vector(&|t| t.id),
             "pos" => vector(&|t| t.pos as i32),
+            "row" => vector(&|t| t.seq as i32),
+            "span" => vector(&|t| {
+                let after = tokens.iter().filter(|o| o.seq == t.seq).map(|o| o.pos + 1).max();
+                after.unwrap_or(0).max(self.expected[t.seq]) as i32
+            }),
             "seq" => vector(&|t| t.seq as i32),
             "slot" => vector(&slot),
             "pages" => Val::Tensor(Tensor::i32(&[sequences, columns], &pages)),
@@ -171,6 +229,7 @@ impl<'a> Session<'a> {
             "m" => columns,
             "r" => rows.len(),
             "p" => PAGES,
+            "q" => 2,
             other => panic!("symbol {other}"),
         };
         let sizes: Vec<i64> = self.module.syms.0.iter().map(|d| size(&d.name) as i64).collect();
@@ -185,6 +244,7 @@ impl<'a> Session<'a> {
     /// Logits of every token of a prompt, fed in pieces of the given lengths.
     pub fn prompt(&mut self, ids: &[i32], pieces: &[usize]) -> Vec<f32> {
         let mut start = 0;
+        self.expected[0] = ids.len();
         let mut logits = vec![];
         for &len in pieces {
             let tokens: Vec<Token> = (start..start + len).map(|pos| Token { id: ids[pos], pos, seq: 0 }).collect();
