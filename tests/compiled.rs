@@ -116,3 +116,18 @@ fn encoders_give_the_reference_vectors_of_each_row() {
     assert!(refused.to_string().contains("does not continue text"), "{refused}");
     assert!(e.encode(&[1, 2], &[0]).is_err());
 }
+
+/// Weights are unpacked then: numbers in f32, row after row.
+#[test]
+fn without_rewriting_models_run_and_agree() {
+    for name in ["llama/base", "gemma3/text-linear-rope-bf16"] {
+        let case = Case::load(name);
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/oracles").join(name);
+        let model = LoadedModel::open(&path.to_string_lossy(), &LoadOptions::default(), &mut |_| {}).unwrap();
+        let mut options = EngineOptions { numerics: Some(Numerics::Strict), context: 128, ..EngineOptions::default() };
+        options.watch.pipeline = Some("specialize,canon,outline,fuse,lower,schedule,plan".into());
+        let mut e = Engine::new(Arc::new(model), options).unwrap();
+        let d = distance(&e.prefill(&tokens(&case.long.ids), Rows::All).unwrap(), &case.long.logits);
+        assert!(d <= case.tolerance, "{name}: {d} beyond {}", case.tolerance);
+    }
+}

@@ -252,3 +252,58 @@ pub fn forced(g: &Graph, target: Target, roots: &[Id], nodes: &BTreeMap<Id, Term
     let wish = Wish { forced: nodes.clone(), ..Wish::default() };
     Problem::new(g, target, roots, &Origins::default()).choose(&wish)
 }
+
+/// The weight of the cheapest choice of all, by trying every one; none where there are too many.
+#[cfg(test)]
+pub fn exact(problem: &Problem<'_>) -> Option<u64> {
+    struct Search<'p, 'g> {
+        p: &'p Problem<'g>,
+        best: u64,
+        steps: usize,
+    }
+    impl Search<'_, '_> {
+        fn go(&mut self, chosen: &mut BTreeMap<usize, usize>, open: &mut Vec<usize>, cost: u64) {
+            self.steps += 1;
+            if cost >= self.best || self.steps > 2_000_000 {
+                return;
+            }
+            let Some(i) = open.pop() else {
+                if self.acyclic(chosen) {
+                    self.best = cost;
+                }
+                return;
+            };
+            if chosen.contains_key(&i) {
+                self.go(chosen, open, cost);
+            } else {
+                for (n, c) in self.p.candidates[i].iter().enumerate() {
+                    chosen.insert(i, n);
+                    let mut open = open.clone();
+                    open.extend(&c.children);
+                    self.go(chosen, &mut open, cost + c.cost.weight(self.p.target));
+                    chosen.remove(&i);
+                }
+            }
+            open.push(i);
+        }
+
+        fn acyclic(&self, chosen: &BTreeMap<usize, usize>) -> bool {
+            let mut left = chosen.clone();
+            while !left.is_empty() {
+                let ready = |(i, n): (&usize, &usize)| {
+                    self.p.candidates[*i][*n].children.iter().all(|c| !left.contains_key(c)).then_some(*i)
+                };
+                let done: Vec<usize> = left.iter().filter_map(ready).collect();
+                if done.is_empty() {
+                    return false;
+                }
+                left.retain(|i, _| !done.contains(i));
+            }
+            true
+        }
+    }
+    let mut s = Search { p: problem, best: u64::MAX, steps: 0 };
+    let mut open: Vec<usize> = problem.roots.iter().map(|r| problem.index[&problem.g.find(*r)]).collect();
+    s.go(&mut BTreeMap::new(), &mut open, 0);
+    (s.steps <= 2_000_000).then_some(s.best)
+}

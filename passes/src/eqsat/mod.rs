@@ -4,6 +4,8 @@
 //! machine. Every application is logged; the log of what was chosen is the report.
 
 mod bridge;
+#[cfg(test)]
+mod choice;
 pub mod cost;
 mod extract;
 mod facts;

@@ -171,7 +171,14 @@ impl Facts<'_> {
             why,
             at: self.places(classes.into_iter()),
         }));
-        (taken, not_taken)
+        let mut merged: Vec<NotTaken> = vec![];
+        for line in not_taken {
+            match merged.iter_mut().find(|m| (&m.rule, &m.why, &m.at) == (&line.rule, &line.why, &line.at)) {
+                Some(same) => same.times += line.times,
+                None => merged.push(line),
+            }
+        }
+        (taken, merged)
     }
 
     fn cost(&self) -> Cost {

@@ -1,0 +1,150 @@
+//! Rewriting of whole models: what the report says, how many kernels are left, and that the target decides.
+//!
+//! `tests/data/reports/MODEL.BUCKET.txt` is the report; `BLESS=1` writes it anew.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use marquetry_frontend::Limits;
+use marquetry_frontend::config::ModelConfig;
+use marquetry_frontend::models::trace_model;
+use marquetry_ir::graph::{Module, Ty};
+use marquetry_ir::program::Program;
+use marquetry_ir::{DType, Elem, GgufType};
+use marquetry_passes::Numerics;
+use marquetry_passes::bind::{self, Narrow};
+use marquetry_passes::eqsat::cost::Target;
+use marquetry_passes::manager::{self, Ir, Options, Reports};
+
+const LLAMA: &str = r#"{"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 3,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 1024, "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "attention_bias": false, "tie_word_embeddings": true}"#;
+
+const GEMMA: &str = r#"{"model_type": "gemma3_text", "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 6,
+    "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 1024, "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "query_pre_attn_scalar": 256,
+    "sliding_window": 16, "sliding_window_pattern": 3, "hidden_activation": "gelu_pytorch_tanh"}"#;
+
+/// A model whose matrices have the element type that `elem` gives by name.
+fn model(config: &str, elem: impl Fn(&str) -> Elem) -> Module {
+    let config = ModelConfig::from_json(config.as_bytes()).unwrap();
+    let limits = Limits { tokens: 64, sequences: 1, context: 128, page: 16 };
+    let m = trace_model(&config, limits).unwrap().module;
+    let matrix = |t: &Ty| t.as_tensor().is_some_and(|t| t.shape.len() == 2);
+    let elems: HashMap<String, Elem> =
+        m.params.iter().filter(|p| matrix(&p.ty)).map(|p| (p.name.clone(), elem(&p.name))).collect();
+    bind::storage(&m, &elems).unwrap()
+}
+
+fn q4(_: &str) -> Elem {
+    Elem::Gguf(GgufType::Q4_1)
+}
+
+/// Values in 8 bits where the other matrices have 5, as quantizers do for some layers.
+fn mixed(name: &str) -> Elem {
+    Elem::Gguf(if name.contains("v_proj") { GgufType::Q8_0 } else { GgufType::Q5_0 })
+}
+
+fn options(prefill: bool, numerics: Numerics) -> Options {
+    let tokens = if prefill { Narrow::Range(1, 64) } else { Narrow::Fixed(1) };
+    let sizes = [("n", tokens), ("r", tokens), ("s", Narrow::Fixed(1))];
+    Options { numerics, sizes: sizes.map(|(n, v)| (n.to_string(), v)).into(), ..Options::default() }
+}
+
+fn compile(m: &Module, options: &Options) -> (Program, Reports) {
+    let (ir, reports) =
+        manager::run(Ir::Graph(m.clone()), &manager::default_pipeline(), options, &mut |_, _| {}).unwrap();
+    let Ir::Program(p) = ir else { panic!("a graph") };
+    (*p, reports)
+}
+
+fn models() -> Vec<(&'static str, Module)> {
+    vec![("llama", model(LLAMA, q4)), ("gemma3", model(GEMMA, q4)), ("gemma3-mixed", model(GEMMA, mixed))]
+}
+
+fn snapshot(name: &str, got: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/reports").join(name);
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, got).unwrap();
+        return;
+    }
+    let want = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(got == want, "{} differs; BLESS=1 writes it anew. It would be:\n{got}", path.display());
+}
+
+/// `.rs:N` for every line of the models' source, which may change.
+fn without_lines(text: &str) -> String {
+    let mut parts = text.split(".rs:");
+    let first = parts.next().unwrap_or_default().to_string();
+    parts.fold(first, |all, p| all + ".rs:N" + p.trim_start_matches(|c: char| c.is_ascii_digit()))
+}
+
+#[test]
+fn reports_say_what_is_written_down_and_every_region_saturates() {
+    for (name, m) in models() {
+        for (bucket, prefill) in [("decode", false), ("prefill", true)] {
+            let (_, reports) = compile(&m, &options(prefill, Numerics::Fast));
+            let text: String = reports.eqsat.iter().map(ToString::to_string).collect();
+            let kernels: String = reports.kernels.iter().map(|k| format!("{k}\n")).collect();
+            assert!(reports.eqsat.iter().all(|r| r.limit.is_none()), "{name} {bucket}: {text}");
+            snapshot(&format!("{name}.{bucket}.txt"), &without_lines(&(text + &kernels)));
+            let (_, strict) = compile(&m, &options(prefill, Numerics::Strict));
+            assert!(strict.eqsat.iter().all(|r| r.limit.is_none()), "{name} {bucket}, strict");
+        }
+    }
+}
+
+/// Reports as JSON have what the text has.
+#[test]
+fn reports_are_data() {
+    let (_, reports) = compile(&model(GEMMA, mixed), &options(false, Numerics::Fast));
+    let json = serde_json::to_value(&reports.eqsat).unwrap();
+    let lines = |key: &str| -> Vec<serde_json::Value> {
+        json.as_array().unwrap().iter().flat_map(|r| r[key].as_array().unwrap().clone()).collect()
+    };
+    assert!(lines("taken").iter().any(|t| t["rule"] == "merge-linears" && t["saves"]["launches"].as_u64() >= Some(1)));
+    let apart = |n: &serde_json::Value| n["why"].as_str().is_some_and(|w| w.starts_with("layouts differ: "));
+    let place = |v: &serde_json::Value| {
+        let (file, line) = v.as_str().unwrap().rsplit_once(':').unwrap();
+        file.ends_with("gemma3.rs") && line.parse::<u32>().is_ok()
+    };
+    let places = |n: &serde_json::Value| n["at"].as_array().is_some_and(|a| !a.is_empty() && a.iter().all(place));
+    assert!(lines("not_taken").iter().any(|n| n["rule"] == "merge-linears" && apart(n) && places(n)));
+}
+
+/// Kernels of each decoder layer, by the analysis in `docs/architecture.md`.
+#[test]
+fn decoder_layers_have_the_fewest_kernels() {
+    let of = |m: &Module, numerics| -> Vec<(usize, Vec<&'static str>)> {
+        let (_, reports) = compile(m, &options(false, numerics));
+        let layers = reports.kernels.into_iter().filter(|k| k.function.contains(".layer"));
+        layers.map(|k| (k.calls, k.names)).collect()
+    };
+    let norm = ["quantize", "qlinear"];
+    let llama = [&norm[..], &["kv_append", "attend", "qlinear"], &norm, &norm].concat();
+    assert_eq!(of(&model(LLAMA, q4), Numerics::Fast), [(3, llama)]);
+    let strict = ["rms_norm", "linear", "kv_append", "attend", "linear", "rms_norm", "linear", "linear"];
+    let strict = strict.map(|n| if n == "rms_norm" { "reduce_sum" } else { n }).to_vec();
+    assert_eq!(of(&model(LLAMA, q4), Numerics::Strict), [(3, strict)]);
+    // Two halves: attention and feed-forward network. Windows differ by layer, networks do not.
+    let attention = [&norm[..], &["reduce_sum", "kv_append", "reduce_sum", "attend", "qlinear", "reduce_sum"]].concat();
+    let network = [&norm[..], &norm, &["reduce_sum"]].concat();
+    let gemma = of(&model(GEMMA, q4), Numerics::Fast);
+    let calls: usize = gemma.iter().map(|(calls, _)| calls).sum();
+    assert!(gemma.iter().all(|(_, names)| *names == attention || *names == network), "{gemma:?}");
+    assert_eq!(calls, 12, "{gemma:?}");
+}
+
+/// The layout of weights is a choice by cost: where memory is free and dequantization dear, weights are held as f32.
+#[test]
+fn the_target_decides_the_layout() {
+    let m = model(LLAMA, q4);
+    let cpu = options(true, Numerics::Strict);
+    let target = Target { resident_ps: 0, dequant_ps: 1000, ..Target::CPU };
+    let [(small, _), (wide, reports)] = [compile(&m, &cpu), compile(&m, &Options { target, ..cpu.clone() })];
+    let layouts = |p: &Program| p.weights.iter().map(|w| w.elem).filter(|e| e.scalar().is_none()).collect::<Vec<_>>();
+    assert!(layouts(&small).iter().all(|e| matches!(e, Elem::Packed(_))), "{:?}", layouts(&small));
+    assert!(layouts(&wide).contains(&Elem::Rows8(DType::F32)), "{:?}", layouts(&wide));
+    assert!(small.kernels != wide.kernels);
+    assert!(reports.eqsat.iter().flat_map(|r| &r.taken).any(|t| t.rule == "pack-linear-wide"));
+}
