@@ -37,6 +37,7 @@ pub mod engine;
 mod error;
 pub mod exec;
 pub mod generate;
+pub mod inspect;
 pub mod model;
 pub mod watch;
 

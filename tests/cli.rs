@@ -207,6 +207,25 @@ fn stages_can_be_seen_and_run_again() {
 }
 
 #[test]
+fn a_page_shows_the_whole_compilation() {
+    let cli = Cli::new();
+    let (model, file) = (case("gemma3/text"), cli.at("page.html"));
+    assert_eq!(cli.ok(&["inspect", model.to_str().unwrap(), "--html", file.to_str().unwrap()]), "");
+    let page = fs::read_to_string(&file).unwrap();
+    assert!(page.len() < 2_000_000, "{}", page.len());
+    let json = page.split("id=\"data\">").nth(1).and_then(|p| p.split("</script>").next()).unwrap();
+    let data: Value = serde_json::from_str(json).unwrap();
+    let names: Vec<&str> = data["stages"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
+    assert_eq!((names.len(), names[0], names[8]), (9, "trace", "plan"));
+    let kernels = data["program"]["kernels"].as_array().unwrap();
+    assert!(kernels.iter().all(|k| k["asm"].as_str().is_some_and(|a| a.contains("ret"))));
+    assert!(data["weights"].as_array().unwrap().len() > 10);
+    let at =
+        data["stages"][0]["functions"][0]["nodes"].as_array().unwrap().iter().filter(|n| n["at"].is_string()).count();
+    assert!(at > 50, "{at} nodes know their source line");
+}
+
+#[test]
 fn small_verbs_answer() {
     let cli = Cli::new();
     let model = case("llama/base");

@@ -7,10 +7,12 @@ use marquetry::Error;
 use marquetry::codegen::cranelift::{CraneliftOptions, compile};
 use marquetry::engine::{Bucket, bucket_options};
 use marquetry::frontend::safetensors::Safetensors;
+use marquetry::inspect::{Compilation, page, weights_of};
+use marquetry::ir::program::Program;
 use marquetry::model::LoadedModel;
 use marquetry::passes::Numerics;
 use marquetry::passes::dot::dot;
-use marquetry::passes::manager::{Ir, Options, Recorded, TRACE, pipeline_between, print};
+use marquetry::passes::manager::{self, Ir, Options, Recorded, TRACE, pipeline_between, print};
 use marquetry::runtime::files::write_file;
 use marquetry::watch::Place;
 use serde_json::{Value, json};
@@ -40,6 +42,9 @@ pub struct Args {
     from_stage: Option<String>,
     #[command(flatten)]
     watch: WatchArgs,
+    /// Write a page that shows every stage, the kernels, the memory plan and the weights; it loads nothing.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["stage", "json"])]
+    html: Option<PathBuf>,
     /// Write the entry function of a graph stage to FILE as a DOT graph.
     #[arg(long, value_name = "FILE", requires = "stage")]
     dot: Option<PathBuf>,
@@ -101,20 +106,71 @@ pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
         return tensors_of_file(path, args.json, ui);
     }
     let model = args.model.open(ui)?;
+    if let Some(file) = &args.html {
+        return write_html(&model, file, args, ui);
+    }
     match args.stage {
         None => summary(&model, args.json, ui),
         Some(stage) => show(&model, stage, args, ui),
     }
 }
 
-fn show(model: &LoadedModel, stage: Stage, args: &Args, ui: &Ui) -> Result<(), Error> {
+fn compile_options(model: &LoadedModel, args: &Args) -> (Bucket, Options) {
     let default = if model.quantized() { Numerics::Fast } else { Numerics::Strict };
     let numerics = args.numerics.map_or(default, Numerics::from);
     let bucket = match args.bucket {
         BucketArg::Decode => Bucket::Decode,
         BucketArg::Prefill => Bucket::Prefill,
     };
-    let options: Options = bucket_options(bucket, numerics, model.text.context.min(32_768));
+    (bucket, bucket_options(bucket, numerics, model.text.context.min(32_768)))
+}
+
+fn assembly(p: &Program) -> Result<Vec<String>, Error> {
+    let options = CraneliftOptions { disassemble: true, ..CraneliftOptions::default() };
+    let code = compile(&p.kernels, &p.syms, &options)?;
+    Ok((0..code.len()).map(|i| code.asm(i).unwrap_or_default().to_string()).collect())
+}
+
+fn write_html(model: &LoadedModel, file: &Path, args: &Args, ui: &Ui) -> Result<(), Error> {
+    let (bucket, options) = compile_options(model, args);
+    let traced = Ir::Graph(model.bound_module()?);
+    let mut stages = vec![(TRACE.to_string(), traced.clone())];
+    let watch = args.watch.watch();
+    let (last, _) = manager::run(traced, &manager::default_pipeline(), &watch.options(&options), &mut |pass, ir| {
+        stages.push((pass.to_string(), ir.clone()));
+    })?;
+    let asm = match &last {
+        Ir::Program(p) => assembly(p)?,
+        Ir::Graph(_) => vec![],
+    };
+    let weights = &model.weights;
+    let views = weights.names().filter_map(|n| Some((n, weights.get(n)?)));
+    let given: Vec<_> =
+        views.map(|(n, v)| (n.to_string(), v.shape.to_vec(), v.elem.to_string(), v.bytes.len())).collect();
+    let name = model.path.file_name().unwrap_or(model.path.as_os_str()).to_string_lossy();
+    let bytes: usize = given.iter().map(|w| w.3).sum();
+    let numerics = format!("{:?}", options.numerics).to_lowercase();
+    let facts = [
+        ("architecture", model.config.arch.clone()),
+        ("function", bucket.name().into()),
+        ("numerics", numerics),
+        ("weights", format!("{:.1} MB", bytes as f64 / 1e6)),
+    ];
+    let c = Compilation {
+        title: name.into_owned(),
+        facts: facts.map(|(k, v)| (k.to_string(), v)).into(),
+        weights: weights_of(&stages, &given),
+        stages,
+        asm,
+    };
+    let page = page(&c);
+    write_file(file, page.as_bytes())?;
+    ui.progress(&format!("{}: {:.1} MB", file.display(), page.len() as f64 / 1e6));
+    Ok(())
+}
+
+fn show(model: &LoadedModel, stage: Stage, args: &Args, ui: &Ui) -> Result<(), Error> {
+    let (bucket, options) = compile_options(model, args);
     let (ir, record) = match &args.compile_from {
         Some(file) => read(file)?,
         None => (Ir::Graph(model.bound_module()?), Recorded::default()),
@@ -128,10 +184,8 @@ fn show(model: &LoadedModel, stage: Stage, args: &Args, ui: &Ui) -> Result<(), E
     }
     let text = match (stage, &ir) {
         (Stage::Asm, Ir::Program(program)) => {
-            let options = CraneliftOptions { disassemble: true, ..CraneliftOptions::default() };
-            let code = compile(&program.kernels, &program.syms, &options)?;
-            let kernel = |i: usize| format!("; {}\n{}\n", program.kernels[i].name, code.asm(i).unwrap_or_default());
-            (0..code.len()).map(kernel).collect()
+            let kernels = program.kernels.iter().zip(assembly(program)?);
+            kernels.map(|(k, asm)| format!("; {}\n{asm}\n", k.name)).collect()
         }
         _ => print(&ir),
     };
