@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
-use crate::ir::graph::{Attr, Function, Kind, Module, Op, Ty};
+use crate::ir::graph::{Attr, Function, Kind, Module, Op, Ty, print_type};
 use crate::ir::program::{Place, Program};
 use crate::ir::text::{print_kernel, print_shape};
 use crate::ir::{Dim, Syms};
@@ -70,13 +70,6 @@ pub fn stage(name: &str, ir: &Ir) -> Value {
         Ir::Program(_) => vec![],
     };
     json!({ "name": name, "text": print(ir), "functions": functions, "nodes": ir.nodes() })
-}
-
-fn ty(syms: &Syms, t: &Ty) -> String {
-    match t {
-        Ty::Tensor(t) => format!("{}{}", t.elem, print_shape(&t.shape, syms)),
-        Ty::Kv(k) => format!("kv.{}{}", k.dtype, print_shape(&[k.slots.clone(), k.heads.into(), k.dim.into()], syms)),
-    }
 }
 
 /// The part of a parameter's name up to its first number, which names the layer.
@@ -145,11 +138,13 @@ fn function(m: &Module, f: &Function, costs: &mut HashMap<String, u64>) -> Value
     let mut nodes: Vec<Value> = vec![];
     for (name, v) in &f.args {
         let at = loc(v.0);
-        nodes.push(json!({ "op": "argument", "label": name, "ty": ty(syms, f.ty(*v)), "at": at, "in": [], "cost": 0 }));
+        nodes.push(
+            json!({ "op": "argument", "label": name, "ty": print_type(syms, f.ty(*v)), "at": at, "in": [], "cost": 0 }),
+        );
     }
     let groups = groups(f);
     for (inst, group) in f.insts.iter().zip(groups) {
-        let tys: Vec<String> = inst.results.iter().map(|r| ty(syms, f.ty(*r))).collect();
+        let tys: Vec<String> = inst.results.iter().map(|r| print_type(syms, f.ty(*r))).collect();
         let operands: Vec<&Ty> = inst.operands.iter().map(|v| f.ty(*v)).collect();
         let name = inst.attrs.first().map_or("", Attr::as_str);
         let picoseconds = match inst.results.first() {
@@ -172,7 +167,7 @@ fn function(m: &Module, f: &Function, costs: &mut HashMap<String, u64>) -> Value
         }));
     }
     for (name, v) in &f.results {
-        let t = ty(syms, f.ty(*v));
+        let t = print_type(syms, f.ty(*v));
         nodes.push(json!({ "op": "result", "label": name, "ty": t, "in": [of[v.0 as usize]], "cost": 0 }));
     }
     costs.insert(f.name.clone(), total);
