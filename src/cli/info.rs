@@ -29,10 +29,22 @@ pub struct DoctorArgs {
 
 pub fn models(args: &ModelsArgs, ui: &Ui) -> Result<(), Error> {
     if args.json {
-        let row = |a: &Architecture| json!({ "name": a.name, "types": a.types, "classes": a.classes, "features": a.features });
+        let row = |a: &Architecture| json!({ "name": a.name, "types": a.types, "classes": a.classes, "features": a.features, "cases": cases(a) });
         return ui.json(&json!(ARCHITECTURES.iter().map(row).collect::<Vec<_>>()));
     }
-    ARCHITECTURES.iter().try_for_each(|a| ui.line(&format!("{:<12} {:<44} {}", a.name, a.types.join(", "), a.features)))
+    ARCHITECTURES.iter().try_for_each(|a| {
+        let count = match cases(a).len() {
+            1 => "1 case".to_string(),
+            n => format!("{n} cases"),
+        };
+        ui.line(&format!("{:<12} {:<36} {count:<8} {}", a.name, a.types.join(", "), a.features))
+    })
+}
+
+/// The reference cases that the tests compare an architecture with.
+fn cases(a: &Architecture) -> Vec<&'static str> {
+    let all = include_str!("../../tests/oracles/cases.txt").lines();
+    all.filter(|c| c.split_once('/').is_some_and(|(of, _)| of == a.name || a.types.contains(&of))).collect()
 }
 
 pub fn doctor(args: &DoctorArgs, ui: &Ui) -> Result<(), Error> {

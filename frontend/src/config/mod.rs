@@ -71,6 +71,13 @@ fn architecture(name: &str) -> Result<String, ConfigError> {
     Err(ConfigError::Architecture { arch: shown, nearest, known: known().collect::<Vec<_>>().join(", ") })
 }
 
+/// The architecture whose class `architectures` names.
+fn class(values: &Map<String, Value>) -> Option<String> {
+    let named = values.get("architectures")?.as_array()?;
+    let named = |class: &str| named.iter().any(|c| c.as_str() == Some(class));
+    ARCHITECTURES.iter().find(|a| a.classes.iter().any(|c| named(c))).map(|a| a.name.to_owned())
+}
+
 impl ModelConfig {
     /// Reads the configuration of a model: a `.gguf` file, a `config.json`, or a directory with one.
     ///
@@ -100,9 +107,11 @@ impl ModelConfig {
         let Value::Object(mut values) = value else {
             return Err(ConfigError::Json { what: "1:1: it is not an object".to_owned() });
         };
-        let missing = || ConfigError::Missing { key: "model_type".to_owned() };
-        let name = values.get("model_type").and_then(Value::as_str).ok_or_else(missing)?;
-        let arch = architecture(name)?;
+        let arch = match (values.get("model_type").and_then(Value::as_str), class(&values)) {
+            (Some(name), of_class) => architecture(name).or_else(|e| of_class.ok_or(e))?,
+            (None, Some(of_class)) => of_class,
+            (None, None) => return Err(ConfigError::Missing { key: "model_type".to_owned() }),
+        };
         if arch == "gemma3"
             && let Some(Value::Object(text)) = values.remove("text_config")
         {
