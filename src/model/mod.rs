@@ -1,6 +1,7 @@
 //! Finding and opening models.
 
 mod fetch;
+mod random;
 mod resolve;
 mod wheel;
 
@@ -10,7 +11,7 @@ use std::time::Instant;
 
 use marquetry_frontend::Limits;
 use marquetry_frontend::config::ModelConfig;
-use marquetry_frontend::models::{TextModel, trace_model};
+use marquetry_frontend::models::{CausalLm, TextModel, trace_causal, trace_model};
 use marquetry_frontend::template::ChatTemplate;
 use marquetry_frontend::tokenizer::{Tokenizer, TokenizerError};
 use marquetry_frontend::weights::{WeightSource, Weights};
@@ -65,13 +66,34 @@ impl LoadedModel {
     pub fn open(argument: &str, options: &LoadOptions, progress: &mut dyn FnMut(&str)) -> Result<LoadedModel, Error> {
         let start = Instant::now();
         let path = Reference::parse(argument)?.locate(options, progress)?;
-        let mut weights = Weights::open(&path)?;
+        let weights = Weights::open(&path)?;
         let config = match weights.source() {
             WeightSource::Gguf(file) => ModelConfig::from_gguf(file)?,
             WeightSource::Safetensors(_) => ModelConfig::open(&path)?,
         };
-        let limits = Limits { tokens: CHUNK, sequences: 1, context: context_of(&config), page: PAGE };
-        let text = trace_model(&config, limits)?;
+        let text = trace_model(&config, limits(&config))?;
+        LoadedModel::assemble(path, config, text, weights, start)
+    }
+
+    /// Opens a model of your own: a directory with a `config.json`, whose settings `M` reads, and safetensors weights under the
+    /// names of its fields. `arch` names it in messages.
+    ///
+    /// # Errors
+    /// As [`LoadedModel::open`].
+    pub fn open_as<M: CausalLm>(dir: &Path, arch: &str) -> Result<LoadedModel, Error> {
+        let start = Instant::now();
+        let config = ModelConfig::open_as(dir, arch)?;
+        let text = trace_causal::<M>(&config, limits(&config))?;
+        LoadedModel::assemble(dir.to_owned(), config, text, Weights::open(dir)?, start)
+    }
+
+    fn assemble(
+        path: PathBuf,
+        config: ModelConfig,
+        text: TextModel,
+        mut weights: Weights,
+        start: Instant,
+    ) -> Result<LoadedModel, Error> {
         weights.declare(&text.stored).map_err(Error::Weights)?;
         weights.bind(&expected(&text.module)).map_err(Error::Weights)?;
         let tokenizer = tokenizer_of(&path, &weights)?;
@@ -115,6 +137,11 @@ impl LoadedModel {
             || Error::lacks("the model came without a chat template; use `generate`, which continues plain text");
         Ok(ChatTemplate::new(source.ok_or_else(lacks)?)?)
     }
+}
+
+/// The sizes that a step is traced for.
+fn limits(config: &ModelConfig) -> Limits {
+    Limits { tokens: CHUNK, sequences: 1, context: context_of(config), page: PAGE }
 }
 
 fn context_of(config: &ModelConfig) -> usize {

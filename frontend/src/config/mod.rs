@@ -71,6 +71,17 @@ fn architecture(name: &str) -> Result<String, ConfigError> {
     Err(ConfigError::Architecture { arch: shown, nearest, known: known().collect::<Vec<_>>().join(", ") })
 }
 
+fn object(text: &[u8]) -> Result<Map<String, Value>, ConfigError> {
+    let value = json::parse(text, MAX_CONFIG).map_err(|e| match e {
+        JsonError::TooDeep { .. } => ConfigError::Depth { what: e.to_string() },
+        e => ConfigError::Json { what: e.to_string() },
+    })?;
+    match value {
+        Value::Object(values) => Ok(values),
+        _ => Err(ConfigError::Json { what: "1:1: it is not an object".to_owned() }),
+    }
+}
+
 /// The architecture whose class `architectures` names.
 fn class(values: &Map<String, Value>) -> Option<String> {
     let named = values.get("architectures")?.as_array()?;
@@ -95,18 +106,25 @@ impl ModelConfig {
         ModelConfig::from_json(&bytes).map_err(in_file)
     }
 
+    /// Reads the `config.json` of a directory for a model of your own, which `arch` names; `model_type` may say anything.
+    ///
+    /// # Errors
+    /// If the file is absent or is no JSON object.
+    pub fn open_as(dir: impl AsRef<Path>, arch: &str) -> Result<ModelConfig, ConfigError> {
+        let path = dir.as_ref().join("config.json");
+        let in_file = |source: ConfigError| ConfigError::InFile { path: path.clone(), source: Box::new(source) };
+        let bytes = crate::bytes::Bytes::open(&path);
+        let bytes = bytes.map_err(|e| in_file(ConfigError::Json { what: e.to_string() }))?;
+        let values = object(&bytes).map_err(in_file)?;
+        Ok(ModelConfig { arch: arch.to_owned(), values, source: Source::HuggingFace })
+    }
+
     /// Reads the text of a `config.json`. The text part of a multimodal model (`text_config`) is lifted to the top.
     ///
     /// # Errors
     /// If it is not JSON, or its architecture is unknown.
     pub fn from_json(text: &[u8]) -> Result<ModelConfig, ConfigError> {
-        let value = json::parse(text, MAX_CONFIG).map_err(|e| match e {
-            JsonError::TooDeep { .. } => ConfigError::Depth { what: e.to_string() },
-            e => ConfigError::Json { what: e.to_string() },
-        })?;
-        let Value::Object(mut values) = value else {
-            return Err(ConfigError::Json { what: "1:1: it is not an object".to_owned() });
-        };
+        let mut values = object(text)?;
         let arch = match (values.get("model_type").and_then(Value::as_str), class(&values)) {
             (Some(name), of_class) => architecture(name).or_else(|e| of_class.ok_or(e))?,
             (None, Some(of_class)) => of_class,
