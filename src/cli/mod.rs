@@ -9,6 +9,7 @@ mod explain;
 mod generate;
 mod info;
 mod inspect;
+mod new_model;
 mod opt;
 mod options;
 mod perplexity;
@@ -58,6 +59,8 @@ enum Verb {
     Opt(opt::Args),
     /// Run IR in a file once.
     Exec(exec::Args),
+    /// Make a crate with a small model that runs, to change.
+    NewModel(new_model::Args),
     /// Say what an error code means.
     Explain(explain::Args),
     /// List the architectures that can be run.
@@ -136,6 +139,7 @@ fn run(verb: Verb, ui: &Ui) -> Result<(), Error> {
         Verb::Inspect(a) => inspect::run(&a, ui),
         Verb::Opt(a) => opt::run(&a, ui),
         Verb::Exec(a) => exec::run(&a, ui),
+        Verb::NewModel(a) => new_model::run(&a, ui),
         Verb::Explain(a) => explain::run(&a, ui),
         Verb::Models(a) => info::models(&a, ui),
         Verb::Doctor(a) => info::doctor(&a, ui),
