@@ -56,6 +56,7 @@ pub fn compare(dir: &Path) -> Result<(), Box<dyn Error>> {
     if apart > 0.0 && apart.is_finite() { Ok(()) } else { Err("the activation makes no difference".into()) }
 }
 
+/// Runs the example.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let dir = std::env::args().nth(1).ok_or("give the directory of a Llama")?;
     compare(Path::new(&dir))
