@@ -177,6 +177,14 @@ rules! {
             let x = add(g, Op::Gather, &[b.id("x")?, b.id("i")?], vec![])?;
             add(g, Op::RmsNorm, &[x, b.id("w")?], vec![e])
         };
+    /// The same for the norm without a gain.
+    "gather-of-layer-norm" Simplify Bitwise: "(gather (layer_norm ?x ?e) ?i)" => "(layer_norm (gather ?x ?i) ?e)"
+        if "rows are whole vectors", |g, b| {
+            (b.shape(g, "x")?.len() >= 2).then_some(())?;
+            let e = b.attr(g, "e")?;
+            let x = add(g, Op::Gather, &[b.id("x")?, b.id("i")?], vec![])?;
+            add(g, Op::LayerNorm, &[x], vec![e])
+        };
     /// Only the rows that are read are multiplied: logits of the last token instead of all.
     "gather-of-linear" Simplify Bitwise: "(gather (linear ?x ?w) ?i)" => "(linear (gather ?x ?i) ?w)"
         if "rows are whole vectors", |g, b| {
