@@ -10,8 +10,8 @@ use marquetry::ir::testing::program::{bytes, outcome, planes, results, weight};
 use marquetry::ir::testing::{Inputs, Outcome};
 use marquetry::runtime::{Arena, Code, Function, Pool, States, WeightData};
 
-/// Compiles a program and runs it once on that many threads.
-pub fn native(m: &Module, p: &Program, i: &Inputs, threads: usize) -> Result<Outcome, String> {
+/// Compiles a program and runs it on one thread, then on two.
+pub fn native(m: &Module, p: &Program, i: &Inputs) -> Result<[Outcome; 2], String> {
     let options = CraneliftOptions { verify: true, threads: 1, ..CraneliftOptions::default() };
     let code = cranelift::compile(&p.kernels, &p.syms, &options).map_err(|e| e.to_string())?;
     let kernels = (0..code.len()).map(|k| code.kernel(k)).collect();
@@ -20,6 +20,10 @@ pub fn native(m: &Module, p: &Program, i: &Inputs, threads: usize) -> Result<Out
     let pack = |w| WeightData::copy(&weight(w, &i.params)?).map(Arc::new).map_err(|e| e.to_string());
     let weights = p.weights.iter().map(pack).collect::<Result<Vec<_>, String>>()?;
     let f = Function::new(p.clone(), code, weights).map_err(|e| e.to_string())?;
+    Ok([once(m, &f, i, 1)?, once(m, &f, i, 2)?])
+}
+
+fn once(m: &Module, f: &Function, i: &Inputs, threads: usize) -> Result<Outcome, String> {
     let mut states = States::new(f.states(), &i.sizes).map_err(|e| e.to_string())?;
     for (name, plane) in planes(&i.states) {
         if let Some(s) = states.get_mut(&name) {

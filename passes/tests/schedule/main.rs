@@ -7,11 +7,12 @@ mod primitives;
 mod random;
 mod refused;
 mod rules;
+mod wrong;
 
 use harness::Rng;
 use marquetry_ir::loops::interp::{BufData, run};
 use marquetry_ir::loops::verify::verify;
-use marquetry_ir::loops::{Expr, Kernel, LoopKind, Stmt, Var};
+use marquetry_ir::loops::{Expr, Kernel, LoopKind, Node, Stmt, Var};
 use marquetry_ir::text::{parse_kernel, print_kernel};
 use marquetry_ir::{DType, Sym, Syms};
 
@@ -95,21 +96,89 @@ fn subst(s: &Stmt, v: Var, by: &Expr) -> Stmt {
     }
 }
 
-/// Checks that two kernels compute the same, the second one also backwards and compiled.
-fn same(before: &Kernel, after: &Kernel, n: i64, seed: u64) {
-    let show = || format!("{}\n{}", text(before), text(after));
-    let faults = verify(after, &syms());
-    assert!(faults.is_empty(), "{faults:?}\n{}", show());
+/// What shows that two kernels do not compute the same.
+#[derive(Clone, Debug, PartialEq)]
+enum Fault {
+    /// The second one is not well formed.
+    Verifier(String),
+    /// An access outside of a buffer.
+    Bounds(String),
+    /// A buffer has other values.
+    Values(String),
+    /// A buffer has other values when iterations of the parallel loop run in another order, or on their own.
+    Parallel(String),
+    /// Machine code gives other values.
+    Compiled(String),
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Fault::Verifier(what) => write!(f, "verifier: {what}"),
+            Fault::Bounds(what) => write!(f, "bounds: {what}"),
+            Fault::Values(what) => write!(f, "values: `{what}` differs"),
+            Fault::Parallel(what) => write!(f, "parallel: `{what}` differs"),
+            Fault::Compiled(what) => write!(f, "compiled: {what}"),
+        }
+    }
+}
+
+/// The extent of a parallel loop at one size.
+fn parallel_count(extent: &Expr, n: i64) -> i64 {
+    let at = extent.rewrite(&mut |e| matches!(e.node(), Node::Size(_)).then(|| Expr::idx(n)));
+    at.as_int().unwrap_or(0)
+}
+
+/// Each iteration of the parallel loop on what was there before: all changes together, and how many made each.
+fn apart(k: &Kernel, n: i64, args: &[BufData]) -> Result<Option<(Vec<BufData>, bool)>, String> {
+    let [Stmt::For { var, extent, kind: LoopKind::Parallel, body }] = k.body.as_slice() else { return Ok(None) };
+    let count = parallel_count(extent, n);
+    let (mut all, mut twice) = (args.to_vec(), false);
+    let mut touched: Vec<Vec<bool>> = args.iter().map(|a| vec![false; a.len()]).collect();
+    for i in 0..count {
+        let one = Kernel { body: body.iter().map(|s| subst(s, *var, &Expr::idx(i))).collect(), ..k.clone() };
+        let mut got = args.to_vec();
+        run(&one, &[n], &mut got).map_err(|e| e.to_string())?;
+        for (b, (new, old)) in got.iter().zip(args).enumerate() {
+            for e in (0..new.len()).filter(|e| new.get(*e) != old.get(*e)) {
+                twice |= std::mem::replace(&mut touched[b][e], true);
+                all[b].set(e, new.get(e));
+            }
+        }
+    }
+    Ok(Some((all, twice)))
+}
+
+/// Do two kernels compute the same, the second one also backwards, its parallel iterations apart, and compiled?
+fn agree(before: &Kernel, after: &Kernel, n: i64, seed: u64) -> Result<(), Fault> {
+    if let Some(first) = verify(after, &syms()).first() {
+        return Err(Fault::Verifier(first.to_string()));
+    }
     let args = arguments(before, n, seed);
-    let mut want = args.clone();
-    run(before, &[n], &mut want).unwrap_or_else(|e| panic!("before: {e}\n{}", show()));
-    let mut back = args.clone();
-    run(&backwards(after), &[n], &mut back).unwrap_or_else(|e| panic!("after: {e}\n{}", show()));
-    let got = harness::check(after, &[n], args);
-    for ((w, g), b) in want.iter().zip(&got).zip(&before.buffers) {
-        assert!(equal(w, g), "`{}` differs\n{}", b.name, show());
+    let interpret = |k: &Kernel| {
+        let mut got = args.clone();
+        run(k, &[n], &mut got).map(|()| got).map_err(|e| Fault::Bounds(e.to_string()))
+    };
+    let want = interpret(before)?;
+    let differs = |got: &[BufData]| {
+        let mut all = want.iter().zip(got).zip(&before.buffers);
+        all.find(|((w, g), _)| !equal(w, g)).map(|(_, b)| b.name.clone())
+    };
+    if let Some(name) = differs(&interpret(after)?) {
+        return Err(Fault::Values(name));
     }
-    for ((w, g), b) in want.iter().zip(&back).zip(&before.buffers) {
-        assert!(equal(w, g), "`{}` differs backwards\n{}", b.name, show());
+    if let Some(name) = differs(&interpret(&backwards(after))?) {
+        return Err(Fault::Parallel(name));
     }
+    if let Some((all, twice)) = apart(after, n, &args).map_err(Fault::Bounds)? {
+        let name = differs(&all).or(twice.then(|| "an element of two iterations".into()));
+        name.map_or(Ok(()), |name| Err(Fault::Parallel(name)))?;
+    }
+    let got = harness::compare(after, &[n], args.clone()).map_err(Fault::Compiled)?;
+    differs(&got).map_or(Ok(()), |name| Err(Fault::Compiled(name)))
+}
+
+/// As [`agree`], which must hold.
+fn same(before: &Kernel, after: &Kernel, n: i64, seed: u64) {
+    agree(before, after, n, seed).unwrap_or_else(|f| panic!("{f}\n{}\n{}", text(before), text(after)));
 }

@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 
 use marquetry_ir::DType;
 use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt, UnOp, Var};
+use marquetry_ir::testing::{cases, first_seed};
 use marquetry_passes::schedule::rules::default_schedule;
-use marquetry_passes::schedule::{ScheduleError, parallel, reorder, split, unroll, vectorize, vectorize_reduce};
+use marquetry_passes::schedule::{
+    ScheduleError, parallel, promote, reorder, split, unroll, vectorize, vectorize_reduce,
+};
 
 use crate::harness::Rng;
 use crate::same;
@@ -51,7 +54,9 @@ impl Gen {
         let places = k.buffer("at", DType::I64, vec![COLS.into()], Scope::In);
         let row = k.buffer("row", DType::F32, vec![COLS.into()], Scope::Local);
         let acc = k.buffer("acc", DType::F32, vec![2.into()], Scope::Reg);
-        let tile = k.buffer("tile", DType::I32, vec![2.into(), 8.into()], Scope::Reg);
+        // Half of the kernels leave it to `promote` to find registers.
+        let scope = if seed % 2 == 0 { Scope::Reg } else { Scope::Local };
+        let tile = k.buffer("tile", DType::I32, vec![2.into(), 8.into()], scope);
         let rng = Rng(seed.wrapping_mul(7_919) + 3);
         Gen { rng, k, floats, words, halves, places, row, acc, tile, loops: vec![], lets: vec![] }
     }
@@ -298,6 +303,11 @@ impl Gen {
         vec![first, sum, Stmt::Store { buf: self.floats[1 + self.rng.below(2)], index, value }]
     }
 
+    /// Loops over registers are unrolled.
+    fn tile_loop(&self) -> LoopKind {
+        if self.k.decl(self.tile).scope == Scope::Reg { LoopKind::Unroll } else { LoopKind::Serial }
+    }
+
     /// A tile of registers: filled, updated, stored.
     fn registers(&mut self) -> Vec<Stmt> {
         let (tile, t) = (self.tile, Expr::idx(self.rng.below(2) as i64));
@@ -318,7 +328,7 @@ impl Gen {
                 }
             });
             if let Stmt::For { kind, .. } = &mut s {
-                *kind = LoopKind::Unroll;
+                *kind = self.tile_loop();
             }
             all.push(s);
         }
@@ -410,7 +420,7 @@ fn fill(g: &mut Gen) -> Vec<Stmt> {
         let r = if t == 0 { r } else { g.k.fresh("r") };
         let store =
             Stmt::Store { buf: tile, index: vec![Expr::idx(t), Expr::var(r)], value: Expr::int(t + 1, DType::I32) };
-        all.push(Stmt::For { var: r, extent: Expr::idx(8), kind: LoopKind::Unroll, body: vec![store] });
+        all.push(Stmt::For { var: r, extent: Expr::idx(8), kind: g.tile_loop(), body: vec![store] });
     }
     all
 }
@@ -419,9 +429,7 @@ fn fill(g: &mut Gen) -> Vec<Stmt> {
 fn random_schedules() {
     let mut applied: BTreeMap<&str, usize> = BTreeMap::new();
     let mut refused = 0;
-    // More of them on request.
-    let seeds = std::env::var("SCHEDULE_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
-    for seed in 0..seeds {
+    for seed in first_seed()..first_seed() + cases(300) {
         let mut g = random_kernel(seed);
         let before = g.k.clone();
         let mut k = before.clone();
@@ -444,9 +452,15 @@ fn random_schedules() {
         default_schedule(&mut default);
         *applied.entry("default").or_default() += default.trace.len();
         same(&before, &default, N, seed + 1000);
+        let scheduled = default.trace.len();
+        promote(&mut default);
+        if default.trace.len() > scheduled {
+            *applied.entry("promote").or_default() += 1;
+            same(&before, &default, N, seed + 1000);
+        }
     }
     println!("{applied:?}, {refused} refused");
-    for name in ["split", "unroll", "reorder", "parallel", "vectorize", "vectorize_reduce", "default"] {
+    for name in ["split", "unroll", "reorder", "parallel", "vectorize", "vectorize_reduce", "default", "promote"] {
         assert!(applied.get(name).is_some_and(|n| *n >= 20), "{name}: {applied:?}");
     }
 }
