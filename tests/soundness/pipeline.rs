@@ -7,6 +7,7 @@ use marquetry::ir::graph::{Module, parse_module, print_module, verify};
 use marquetry::ir::testing::program::run_program;
 use marquetry::ir::testing::{
     Inputs, Numbers, Outcome, Random, bits_differ, cases, first_seed, gap, inputs, keep, mean_gap, module, reduce, run,
+    sensitivity,
 };
 use marquetry::passes::Numerics;
 use marquetry::passes::manager::{self, Ir, Options};
@@ -26,19 +27,6 @@ pub struct Fault {
 const STRICT: f32 = 2e-5;
 /// Fast results: 8-bit activations, in the mean.
 const FAST: f32 = 0.1;
-
-/// What relative changes of 2^-20 of all floats among the inputs do to the results, at most. Where a computation cancels, this
-/// is large, and no machine can do better.
-fn sensitivity(m: &Module, i: &Inputs, want: &Outcome, seed: u64) -> f32 {
-    let mut smallest = f32::INFINITY;
-    for trial in 0..3 {
-        let mut r = Random(seed ^ (trial + 1) << 32);
-        let near = i.perturbed(&mut r, 2f32.powi(-20));
-        let d = run(m, &near).map_or(f32::INFINITY, |o| gap(want, &o));
-        smallest = smallest.min(d);
-    }
-    smallest
-}
 
 /// What the compiler says it can not do, instead of doing it wrong.
 const REFUSED: &[&str] = &["a weight that no rule has packed", "a block format that no rule has packed"];

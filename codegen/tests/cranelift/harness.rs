@@ -107,7 +107,7 @@ pub fn compare(k: &Kernel, sizes: &[i64], args: Vec<BufData>) -> Result<Vec<BufD
                 let nan = |s| matches!(s, marquetry_ir::loops::interp::Scalar::F(f) if f32::is_nan(f));
                 let same = want[i].bytes[e * decl.dtype.size()..(e + 1) * decl.dtype.size()]
                     == got[i].bytes[e * decl.dtype.size()..(e + 1) * decl.dtype.size()];
-                if !same && !(nan(w) && nan(g)) {
+                if !(same || nan(w) && nan(g)) {
                     return Err(format!("`{}`, element {e}: want {w:?}, got {g:?} with {opts:?}", decl.name));
                 }
             }

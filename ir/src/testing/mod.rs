@@ -9,7 +9,7 @@ mod values;
 pub use graph::module;
 pub use operators::EXCUSED;
 pub use reduce::{reduce, size};
-pub use values::{Inputs, Numbers, Outcome, bits_differ, gap, inputs, mean_gap, run};
+pub use values::{Inputs, Numbers, Outcome, bits_differ, gap, inputs, mean_gap, run, sensitivity};
 
 use std::path::{Path, PathBuf};
 

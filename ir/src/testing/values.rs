@@ -370,3 +370,14 @@ pub fn mean_gap(a: &Outcome, b: &Outcome) -> f32 {
     }
     (apart / size.max(1e-60)).sqrt() as f32
 }
+
+/// What relative changes of 2^-20 of all floats among the inputs do to the results, as [`gap`]. Where a computation cancels, this is
+/// large, and no machine can do better.
+pub fn sensitivity(m: &Module, i: &Inputs, want: &Outcome, seed: u64) -> f32 {
+    let trial = |n: u64| {
+        let near = i.perturbed(&mut Random(seed ^ (n << 32)), 2f32.powi(-20));
+        run(m, &near).map_or(f32::INFINITY, |o| gap(want, &o))
+    };
+    // The least of three: one of them may have jumped where the function is not continuous.
+    (1..4).map(trial).fold(f32::INFINITY, f32::min)
+}

@@ -6,6 +6,8 @@
 mod bridge;
 #[cfg(test)]
 mod choice;
+#[cfg(test)]
+mod classes;
 pub mod cost;
 mod extract;
 mod facts;

@@ -55,7 +55,7 @@ impl Gen {
         let row = k.buffer("row", DType::F32, vec![COLS.into()], Scope::Local);
         let acc = k.buffer("acc", DType::F32, vec![2.into()], Scope::Reg);
         // Half of the kernels leave it to `promote` to find registers.
-        let scope = if seed % 2 == 0 { Scope::Reg } else { Scope::Local };
+        let scope = if seed.is_multiple_of(2) { Scope::Reg } else { Scope::Local };
         let tile = k.buffer("tile", DType::I32, vec![2.into(), 8.into()], scope);
         let rng = Rng(seed.wrapping_mul(7_919) + 3);
         Gen { rng, k, floats, words, halves, places, row, acc, tile, loops: vec![], lets: vec![] }
