@@ -1,7 +1,7 @@
 //! Attention over the paged cache: one query head per iteration, keys in blocks, softmax on the fly
 //! (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135).
 
-use marquetry_ir::graph::Inst;
+use marquetry_ir::graph::{Attr, Inst};
 use marquetry_ir::loops::{BinOp, Buf, Expr, LoopKind, Scope, Stmt, UnOp, dim_expr};
 use marquetry_ir::{DType, Dim};
 
@@ -24,7 +24,10 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     let kv_heads = cx.k.decl(keys).shape[1].as_const().ok_or("symbolic key heads")?;
     let (scale, window) = (inst.attrs[0].as_f32(), inst.attrs[1].as_int());
     let (cap, page) = (inst.attrs[2].as_f32(), inst.attrs[3].as_int());
-    let slopes = inst.attrs.get(4).and_then(|_| cx.tables.first()).map(|(buf, _)| *buf);
+    let slopes = match inst.attrs.get(4) {
+        Some(Attr::Floats(bits)) => cx.tables.iter().find(|(_, b)| b == bits).map(|(buf, _)| *buf),
+        _ => None,
+    };
     let scores = cx.k.buffer("scores", DType::F32, vec![BLOCK.into()], Scope::Local);
     let slots = cx.k.buffer("slots", DType::I64, vec![BLOCK.into()], Scope::Local);
     let acc = cx.k.buffer("sum", DType::F32, vec![dim.into()], Scope::Local);

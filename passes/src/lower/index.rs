@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use marquetry_ir::Dim;
-use marquetry_ir::loops::{BinOp, Expr, Node, Var};
+use marquetry_ir::loops::{BinOp, Expr, Node, Var, dim_expr};
 
 /// Largest value of each loop variable (the smallest is 0); none where it is not known.
 #[derive(Clone, Debug, Default)]
@@ -121,34 +121,34 @@ impl Ranges {
 }
 
 /// Maps an index through `reshape`: the index into `from` of the element at `idx` of `to`.
-pub fn reshape(ranges: &Ranges, idx: &[Expr], to: &[Dim], from: &[Dim]) -> Option<Vec<Expr>> {
-    // Equal leading axes stay as they are; they may be symbolic.
-    let same = to.iter().zip(from).take_while(|(a, b)| a == b).count();
+pub fn reshape(ranges: &Ranges, idx: &[Expr], to: &[Dim], from: &[Dim]) -> Vec<Expr> {
+    let one = Dim::from(1);
+    // Axes of extent 1 have index 0; equal axes at either end keep theirs.
+    let wide: Vec<(&Expr, &Dim)> = idx.iter().zip(to).filter(|(_, d)| **d != one).collect();
+    let narrow: Vec<&Dim> = from.iter().filter(|d| **d != one).collect();
+    let first = wide.iter().zip(&narrow).take_while(|((_, a), b)| a == *b).count();
+    let ends = wide[first..].iter().rev().zip(narrow[first..].iter().rev());
+    let last = ends.take_while(|((_, a), b)| a == *b).count();
+    let extent = |d: &Dim| d.as_const().map_or_else(|| dim_expr(d), Expr::idx);
     let mut flat = Expr::idx(0);
-    for (i, d) in idx.iter().zip(to).skip(same) {
-        // A leading symbolic extent needs no multiplication, since its index is added to zero.
-        flat = match (flat.as_int(), d.as_const()) {
-            (Some(0), _) => i.clone(),
-            (_, Some(d)) => flat * d + i.clone(),
-            (_, None) => return None,
+    for (i, d) in &wide[first..wide.len() - last] {
+        flat = if flat.as_int() == Some(0) { (*i).clone() } else { flat * extent(d) + (*i).clone() };
+    }
+    let mut middle = vec![];
+    for (n, d) in narrow[first..narrow.len() - last].iter().enumerate().rev() {
+        let (q, r) = match (n, d.as_const()) {
+            (0, _) => (Expr::idx(0), ranges.simplify(&flat)),
+            (_, Some(d)) => ranges.div_rem(&flat, d),
+            (_, None) => (flat.clone() / extent(d), flat % extent(d)),
         };
+        middle.push(r);
+        flat = q;
     }
-    let mut out = vec![];
-    for (n, d) in from.iter().enumerate().skip(same).rev() {
-        if n == same {
-            out.push(ranges.simplify(&flat));
-        } else {
-            let (q, r) = ranges.div_rem(&flat, d.as_const()?);
-            out.push(r);
-            flat = q;
-        }
-    }
-    if from.len() == same && flat.as_int() != Some(0) && idx.len() > same && ranges.of(&flat) != Some((0, 0)) {
-        return None;
-    }
-    out.extend(idx[..same].iter().rev().cloned());
-    out.reverse();
-    Some(out)
+    let kept = |w: &[(&Expr, &Dim)]| w.iter().map(|(i, _)| (*i).clone()).collect::<Vec<_>>();
+    middle.reverse();
+    let all = [kept(&wide[..first]), middle, kept(&wide[wide.len() - last..])].concat();
+    let mut all = all.into_iter();
+    from.iter().map(|d| if *d == one { None } else { all.next() }.unwrap_or(Expr::idx(0))).collect()
 }
 
 #[cfg(test)]
@@ -175,7 +175,7 @@ mod tests {
         r.declare(x, 8);
         let dims = |d: &[i64]| d.iter().map(|&d| Dim::from(d)).collect::<Vec<_>>();
         let idx = [Expr::var(t), Expr::var(f) * 8 + Expr::var(x)];
-        let got = reshape(&r, &idx, &dims(&[7, 128]), &dims(&[7, 16, 1, 8])).unwrap();
+        let got = reshape(&r, &idx, &dims(&[7, 128]), &dims(&[7, 16, 1, 8]));
         let want = [Expr::var(t), Expr::var(f), Expr::idx(0), Expr::var(x)];
         let simple: Vec<Expr> = got.iter().map(|e| r.simplify(e)).collect();
         assert_eq!(simple, want.iter().map(|e| r.simplify(e)).collect::<Vec<_>>());
