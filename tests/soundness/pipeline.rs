@@ -55,8 +55,17 @@ impl Check<'_> {
     }
 }
 
-/// Compiles and compares on the inputs of one seed.
+/// Compiles and compares on the inputs of one seed. A panic of the compiler is a fault like others.
 pub fn check(m: &Module, seed: u64) -> Result<(), Fault> {
+    let message = |e: Box<dyn std::any::Any + Send>| match e.downcast::<String>() {
+        Ok(text) => *text,
+        Err(other) => other.downcast::<&str>().map_or("?".into(), |text| text.to_string()),
+    };
+    let checked = std::panic::catch_unwind(|| checked(m, seed));
+    checked.unwrap_or_else(|e| Err(Fault { place: "panic".into(), what: message(e) }))
+}
+
+fn checked(m: &Module, seed: u64) -> Result<(), Fault> {
     let fault = |place: &str, what: String| Fault { place: place.into(), what };
     let i = inputs(m, &mut Random(seed), Numbers::Normal);
     let want = run(m, &i).map_err(|e| fault("interpreter", e.to_string()))?;

@@ -112,12 +112,13 @@ impl Job {
             let column = (first + b) * 8 + r;
             let mut at = vec![];
             let mut flat = column.clone();
-            for d in shape[2..].iter().rev() {
+            for d in shape.iter().skip(2).rev() {
                 let (q, r) = cx.ranges.div_rem(&flat, d.as_const().unwrap_or(1));
                 at.push(r);
                 flat = q;
             }
-            at.push(flat);
+            // Without a second axis there is one column.
+            at.extend((shape.len() > 1).then_some(flat));
             at.push(token.clone());
             at.reverse();
             let value = cx.read(self.result, &at)?;
