@@ -55,6 +55,9 @@ pub enum Error {
     /// A file operation failed.
     #[error("{action} {}: {source}; check the path, its permissions and the free space", path.display())]
     File { action: &'static str, path: PathBuf, source: io::Error },
+    /// A model of an unknown architecture that is nearly one of ours.
+    #[error("{what}")]
+    Unfitting { what: String },
     /// Fetching a model failed.
     #[error("{what}")]
     Fetch { what: String },
@@ -173,6 +176,7 @@ impl Error {
             Error::Exec { .. } => "EXE001",
             Error::Model { .. } => "MDL001",
             Error::Lacks { .. } => "MDL002",
+            Error::Unfitting { .. } => "MDL003",
             Error::Fetch { .. } => "NET001",
             Error::Wheel { .. } => "NET002",
             Error::Config(e) => e.code(),
@@ -224,7 +228,7 @@ impl Error {
             Error::File { source, .. } => file_exit(source),
             Error::Closed | Error::Lacks { .. } | Error::Differs { .. } => Exit::Failed,
             Error::Config(_) | Error::Trace(ModelError::Config(_)) => config_exit(&self.code()),
-            Error::Tokenizer(TokenizerError::Model { .. }) => Exit::Unsupported,
+            Error::Tokenizer(TokenizerError::Model { .. }) | Error::Unfitting { .. } => Exit::Unsupported,
             Error::Pass(PassError::Input { .. }) => Exit::Input,
             Error::Codegen(CodegenError::Host(_))
             | Error::Pass(PassError::Unsupported { .. } | PassError::Unchecked { .. }) => Exit::Unsupported,
@@ -290,6 +294,12 @@ pub const CODES: &[(&str, &str)] = &[
     (
         "MDL002",
         "The model has no tokenizer or chat template, which the verb needs. Give token ids, or a model that has one.",
+    ),
+    (
+        "MDL003",
+        "The architecture is not one of ours, but its tensors are named like Llama's. Settings and tensors must all be those of llama, mistral, \
+         qwen2 or qwen3 for the model to be run as one; the message lists what is not. Settings that change nothing can be \
+         accepted with --accept-setting KEY.",
     ),
     (
         "NET001",

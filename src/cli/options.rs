@@ -23,12 +23,15 @@ pub struct ModelArgs {
     /// Never fetch anything.
     #[arg(long)]
     pub offline: bool,
+    /// Take a setting of the configuration that is unknown or not supported for one that changes nothing.
+    #[arg(long, value_name = "KEY")]
+    pub accept_setting: Vec<String>,
 }
 
 impl ModelArgs {
     /// Options for finding models.
     pub fn options(&self) -> LoadOptions {
-        LoadOptions { cache: None, offline: self.offline }
+        LoadOptions { cache: None, offline: self.offline, accepted: self.accept_setting.clone() }
     }
 
     /// Opens the model.

@@ -3,6 +3,7 @@
 mod fetch;
 mod random;
 mod resolve;
+mod similar;
 mod wheel;
 
 use std::collections::HashMap;
@@ -38,6 +39,8 @@ pub struct LoadOptions {
     pub cache: Option<PathBuf>,
     /// Never start a process that uses the network.
     pub offline: bool,
+    /// Settings of the configuration that are unknown or not supported, and that the user says change nothing.
+    pub accepted: Vec<String>,
 }
 
 /// An open model: configuration, traced step, weights, and what came with it.
@@ -69,8 +72,13 @@ impl LoadedModel {
         let weights = Weights::open(&path)?;
         let config = match weights.source() {
             WeightSource::Gguf(file) => ModelConfig::from_gguf(file)?,
-            WeightSource::Safetensors(_) => ModelConfig::open(&path)?,
+            WeightSource::Safetensors(_) => match ModelConfig::open(&path) {
+                Ok(config) => config,
+                Err(e) if e.code() == "CFG001" => return similar::open(&path, e.into(), options, progress),
+                Err(e) => return Err(e.into()),
+            },
         };
+        let config = config.accept(&options.accepted);
         let text = trace_model(&config, limits(&config))?;
         LoadedModel::assemble(path, config, text, weights, start)
     }

@@ -22,7 +22,8 @@ impl LoadedModel {
     /// Settings that the model refuses, or mistakes in its code.
     pub fn random<M: CausalLm>(arch: &str, settings: Map<String, Value>, seed: u64) -> Result<LoadedModel, Error> {
         let start = Instant::now();
-        let config = ModelConfig { arch: arch.to_owned(), values: settings, source: Source::HuggingFace };
+        let config =
+            ModelConfig { arch: arch.to_owned(), values: settings, source: Source::HuggingFace, accepted: vec![] };
         let text = trace_causal::<M>(&config, limits(&config))?;
         let weights = Weights::from_safetensors(Safetensors::parse(checkpoint(&text, seed)?)?)?;
         LoadedModel::assemble(PathBuf::from(arch), config, text, weights, start)

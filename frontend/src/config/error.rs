@@ -28,7 +28,9 @@ pub enum ConfigError {
     #[error("config.json: {what}; no configuration nests so deep, fetch it again")]
     Depth { what: String },
     /// A key that we do not know and that may change results.
-    #[error("`{key}` is not a known setting of {arch}{nearest}; remove it if it does not change results")]
+    #[error(
+        "`{key}` is not a known setting of {arch}{nearest}; if it does not change results, remove it or give --accept-setting {key}"
+    )]
     UnknownKey { key: String, arch: String, nearest: String },
     /// A setting that we do not support.
     #[error("`{key}` = {found} is not supported ({expected} is); use a model without it")]

@@ -85,6 +85,7 @@ pub struct Keys<'a> {
     arch: &'a str,
     source: Source,
     values: &'a Map<String, Value>,
+    accepted: &'a [String],
     used: Vec<&'static str>,
     /// Names of this architecture and of others for one setting.
     renamed: Vec<(&'static str, &'static str)>,
@@ -99,6 +100,7 @@ impl<'a> Keys<'a> {
             arch: &config.arch,
             source: config.source,
             values: &config.values,
+            accepted: &config.accepted,
             used: Vec::new(),
             renamed: Vec::new(),
             errors: Vec::new(),
@@ -317,6 +319,9 @@ impl<'a> Keys<'a> {
         for (key, value) in self.values {
             let own = key.as_str();
             let key = self.renamed.iter().find(|(name, _)| *name == own).map_or(own, |(_, common)| *common);
+            if self.accepted.iter().any(|a| a == own) {
+                continue;
+            }
             if value.is_null() || self.used.contains(&key) || HARMLESS.contains(&key) {
                 continue;
             }

@@ -59,6 +59,8 @@ pub struct ModelConfig {
     pub values: Map<String, Value>,
     /// Kind of file.
     pub source: Source,
+    /// Settings that are no errors although nobody knows or supports them.
+    pub accepted: Vec<String>,
 }
 
 fn architecture(name: &str) -> Result<String, ConfigError> {
@@ -106,6 +108,12 @@ impl ModelConfig {
         ModelConfig::from_json(&bytes).map_err(in_file)
     }
 
+    /// Takes settings that nobody knows or supports for ones that change nothing.
+    pub fn accept(mut self, keys: &[String]) -> ModelConfig {
+        self.accepted.extend_from_slice(keys);
+        self
+    }
+
     /// Reads the `config.json` of a directory for a model of your own, which `arch` names; `model_type` may say anything.
     ///
     /// # Errors
@@ -116,7 +124,7 @@ impl ModelConfig {
         let bytes = crate::bytes::Bytes::open(&path);
         let bytes = bytes.map_err(|e| in_file(ConfigError::Json { what: e.to_string() }))?;
         let values = object(&bytes).map_err(in_file)?;
-        Ok(ModelConfig { arch: arch.to_owned(), values, source: Source::HuggingFace })
+        Ok(ModelConfig { arch: arch.to_owned(), values, source: Source::HuggingFace, accepted: Vec::new() })
     }
 
     /// Reads the text of a `config.json`. The text part of a multimodal model (`text_config`) is lifted to the top.
@@ -140,7 +148,7 @@ impl ModelConfig {
             }
             values.extend(text);
         }
-        Ok(ModelConfig { arch, values, source: Source::HuggingFace })
+        Ok(ModelConfig { arch, values, source: Source::HuggingFace, accepted: Vec::new() })
     }
 
     /// Translates the metadata of a GGUF file. Settings that have no translation keep their GGUF names.
@@ -152,6 +160,6 @@ impl ModelConfig {
         let name = name.ok_or_else(|| ConfigError::Missing { key: "general.architecture".to_owned() })?;
         let arch = architecture(name)?;
         let values = gguf::translate(name, &arch, file)?;
-        Ok(ModelConfig { arch, values, source: Source::Gguf })
+        Ok(ModelConfig { arch, values, source: Source::Gguf, accepted: Vec::new() })
     }
 }
