@@ -146,7 +146,8 @@ fn mistakes_have_codes_and_statuses() {
     let weights = case("llama/base").join("model.safetensors");
     fs::copy(weights, cli.at("model.safetensors")).unwrap();
     fs::remove_file(input).unwrap();
-    assert!(cli.fails(6, &["eval", cli.0.path().to_str().unwrap(), "--tokens", "1"]).contains("error[CFG001]"));
+    let said = cli.fails(6, &["eval", cli.0.path().to_str().unwrap(), "--tokens", "1"]);
+    assert!(said.contains("error[MDL003]") && said.contains("architecture `mamba9` is not supported"), "{said}");
 }
 
 #[test]
