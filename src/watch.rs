@@ -69,6 +69,8 @@ impl Watch {
         }
         if self.times || self.check.is_some() {
             reports.passes.iter().for_each(|p| progress(&p.to_string()));
+            let all: f64 = reports.passes.iter().map(|p| p.seconds).sum();
+            progress(&format!("{:<12} {:9.1} ms", "all passes", all * 1e3));
         }
         if let (Some(limit), Some(last)) = (self.rewrite_limit, &reports.last_rewrite) {
             progress(&format!("rewrite {limit}, the last: {last}"));
