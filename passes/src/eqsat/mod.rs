@@ -77,10 +77,10 @@ pub fn run(m: &Module, target: Target, numerics: Numerics, limits: Limits) -> Re
     run_with(m, &Config { target, numerics, limits, rules: Names::default() }, &Rewrites::default())
 }
 
-/// As [`run`], with a choice of rules; each firing asks `rewrites`.
+/// As [`run()`], with a choice of rules; each firing asks `rewrites`.
 ///
 /// # Errors
-/// As [`run`].
+/// As [`run()`].
 pub fn run_with(m: &Module, config: &Config, rewrites: &Rewrites) -> Result<(Module, Vec<Report>), TypeError> {
     run_set(m, config, &run::allowed(config), rewrites)
 }

@@ -62,7 +62,7 @@ pub struct Rule {
     pub phase: Phase,
     /// What it does to numbers.
     pub exact: Exact,
-    /// What is matched, as [`template`] says.
+    /// What is matched, as `template.rs` says.
     pub lhs: &'static str,
     /// The right side as documentation.
     pub rhs: &'static str,
