@@ -43,6 +43,11 @@ impl Param {
 }
 
 /// Something with parameters. Derive it: `#[derive(Module)]`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` has no parameters",
+    label = "not a module",
+    note = "mark a field that holds no parameters with `#[module(skip)]`; derive `Module` for parts of your own"
+)]
 pub trait Module {
     /// Calls `f` with the path and parameter of each, in declaration order. Tied parameters come more than once; the first
     /// path is their name.

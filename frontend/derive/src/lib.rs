@@ -1,7 +1,8 @@
 //! `#[derive(Module)]`: names the parameters of a plain struct by its field paths.
 
 use proc_macro::TokenStream;
-use quote::quote;
+use quote::{quote, quote_spanned};
+use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Fields, LitStr, parse_macro_input};
 
 struct Options {
@@ -89,10 +90,12 @@ fn fields(input: &DeriveInput, data: &syn::DataStruct) -> syn::Result<proc_macro
             continue;
         }
         let name = o.name.map_or_else(|| ident.to_string(), |n| n.value());
+        // A field that is no module is reported where its type stands.
+        let at = field.ty.span();
         visits.push(if o.flatten {
-            quote! { ::marquetry_frontend::Module::visit(&self.#ident, path, f); }
+            quote_spanned! { at=> ::marquetry_frontend::Module::visit(&self.#ident, path, f); }
         } else {
-            quote! { ::marquetry_frontend::Module::visit(&self.#ident, &::marquetry_frontend::join(path, #name), f); }
+            quote_spanned! { at=> ::marquetry_frontend::Module::visit(&self.#ident, &::marquetry_frontend::join(path, #name), f); }
         });
     }
     Ok(quote! { #(#visits)* })
