@@ -148,3 +148,18 @@ fn the_target_decides_the_layout() {
     assert!(small.kernels != wide.kernels);
     assert!(reports.eqsat.iter().flat_map(|r| &r.taken).any(|t| t.rule == "pack-linear-wide"));
 }
+
+/// Attention that rotates its queries and quantizes its result, and the other kernels of a layer, give the numbers of the graph.
+#[test]
+fn kernels_of_a_layer_keep_the_numbers() {
+    let one = LLAMA.replace("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 1").replace("1024", "64");
+    let m = model(&one, q4);
+    for prefill in [false, true] {
+        let check = Some(marquetry_passes::check::Check { seed: 1, tolerance: None });
+        let options = Options { check, ..options(prefill, Numerics::Fast) };
+        let (p, reports) = compile(&m, &options);
+        assert!(p.kernels.iter().any(|k| k.name.contains("attend") && k.buffers.iter().any(|b| b.name == "query")));
+        let lowered = reports.passes.iter().find(|p| p.pass == "lower").unwrap();
+        assert!(lowered.checked.is_some());
+    }
+}
