@@ -153,10 +153,10 @@ fn files_belong_together() {
 /// Every code and pass is reached by some file.
 #[test]
 fn the_files_cover_what_there_is() {
+    let paths = with_extension("tests/files", "tir");
+    let inputs: Vec<String> = paths.iter().map(|p| fs::read_to_string(p).unwrap()).collect();
     let outputs: Vec<String> =
-        with_extension("tests/files", "out").iter().map(|p| fs::read_to_string(p).unwrap()).collect();
-    let inputs: Vec<String> =
-        with_extension("tests/files", "tir").iter().map(|p| fs::read_to_string(p).unwrap()).collect();
+        paths.iter().map(|p| fs::read_to_string(p.with_extension("out")).unwrap_or_default()).collect();
     for code in ["IR001", "IR002", "IR010", "IR022", "PAS001", "PAS002", "PAS003", "PAS006", "PAS009"] {
         assert!(outputs.iter().any(|o| o.contains(&format!("error[{code}]"))), "no file meets {code}");
     }

@@ -114,7 +114,8 @@ mod tests {
 
     #[test]
     fn pipelines_between_stages() {
-        assert_eq!(pipeline_between("canon", Some("fused")).unwrap(), "outline,eqsat,fuse");
+        let between = pipeline_between("canon", Some("fused")).unwrap();
+        assert!(between.starts_with("outline,") && between.ends_with(",fuse"), "{between}");
         assert_eq!(pipeline_between("fuse", Some("fused")).unwrap(), "");
         assert_eq!(pipeline_between(TRACE, None).unwrap(), super::super::default_pipeline());
         let wrong = |a, b| pipeline_between(a, b).unwrap_err().to_string();
