@@ -19,6 +19,12 @@ because no model says it: quantization, fusion, batching, paging, the names of f
 
 ";
 
+const ELSEWHERE: &str = "
+The same types in candle-transformers 0.11.1, counted by `wc -l` over 18 files (llama, mistral, mixtral, gemma to gemma3, bigcode, phi,
+phi3, qwen2, qwen2_moe, qwen3, chatglm, stable_lm, starcoder2, bert, rwkv_v5, rwkv_v6): 458 lines in the mean, the longest is bert.rs with 630. Those
+files hold the network in eager code, with caches and masks; quantized variants are further files.
+";
+
 fn list(names: impl Iterator<Item = &'static str>) -> String {
     names.map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")
 }
@@ -69,6 +75,7 @@ fn the_table_of_models_is_up_to_date() {
         longest.0,
         longest.1
     );
+    text.push_str(ELSEWHERE);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/models.md");
     if std::env::var_os("BLESS").is_some() {
         std::fs::write(&path, &text).unwrap();
