@@ -22,7 +22,8 @@ because no model says it: quantization, fusion, batching, paging, the names of f
 const ELSEWHERE: &str = "
 The same types in candle-transformers 0.11.1, counted by `wc -l` over 18 files (llama, mistral, mixtral, gemma to gemma3, bigcode, phi,
 phi3, qwen2, qwen2_moe, qwen3, chatglm, stable_lm, starcoder2, bert, rwkv_v5, rwkv_v6): 458 lines in the mean, the longest is bert.rs with 630. Those
-files hold the network in eager code, with caches and masks; quantized variants are further files.
+files hold the network in eager code, with caches and masks; quantized variants are further files. Llama alone: 149 lines here, 534 in candle,
+542 in MLC-LLM (beside a loader for each quantization format), 708 in mistral.rs.
 ";
 
 fn list(names: impl Iterator<Item = &'static str>) -> String {
