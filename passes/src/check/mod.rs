@@ -85,7 +85,12 @@ impl Checker {
             Some(t) => Bound::Most(t),
             None => Bound::of(if approximate { Exact::Approximates } else { pass.numbers }),
         };
-        let worst = distance(&old, &new, bound).map_err(|what| PassError::Check { pass: name, what })?;
+        let hint = match approximate && self.check.tolerance.is_none() {
+            true => "; steps of 8 bits add up over layers: check with strict numerics, or give a tolerance",
+            false => "",
+        };
+        let worst = distance(&old, &new, bound)
+            .map_err(|what| PassError::Check { pass: name, what: format!("{what}{hint}") })?;
         let count: usize = new.iter().map(|(_, v)| v.len()).sum();
         if count == 0 {
             return Err(unchecked("it has no results and no states".into()));
