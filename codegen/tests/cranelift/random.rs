@@ -1,7 +1,11 @@
 //! Random kernels: nested loops, registers, scratch memory, all element types, split parallel ranges.
 
+use std::collections::BTreeSet;
+
 use marquetry_ir::loops::interp::BufData;
+use marquetry_ir::loops::legalize::legalize;
 use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt, UnOp, Var};
+use marquetry_ir::testing::{cases, first_seed};
 use marquetry_ir::{DType, Sym};
 
 use crate::harness::{Rng, check};
@@ -200,6 +204,10 @@ impl Gen {
                 let (a, b) = (self.expr(dt, lanes, d), self.expr(dt, lanes, d));
                 a.fma(b, self.expr(dt, lanes, d))
             }
+            8 if dt == DType::F32 && self.chance(40) => {
+                let op = [UnOp::Exp, UnOp::Log, UnOp::Sin, UnOp::Cos, UnOp::Tanh, UnOp::Erf][self.rng.below(6)];
+                Expr::unary(op, self.expr(dt, lanes, d))
+            }
             8 if dt == DType::F32 => self.truth(lanes, d).cast(dt),
             7 if dt != DType::F32 => {
                 let by = self.rng.below(8 * dt.size()) as i64;
@@ -313,7 +321,53 @@ impl Gen {
     }
 }
 
-fn random_kernel(seed: u64) {
+/// Names of the forms of statements and expressions that occur.
+fn forms(body: &[Stmt], all: &mut BTreeSet<String>) {
+    fn value(e: &Expr, all: &mut BTreeSet<String>) {
+        let name = match e.node() {
+            Node::Unary(op, _) => format!("{op:?}"),
+            Node::Binary(op, ..) => format!("{op:?}"),
+            Node::Reduce(op, _) => format!("Reduce{op:?}"),
+            other => format!("{other:?}").split(['(', ' ']).next().unwrap_or_default().to_string(),
+        };
+        if let Node::Load(_, index) = e.node() {
+            index.iter().for_each(|i| value(i, all));
+        }
+        all.insert(name);
+        e.children().into_iter().for_each(|c| value(c, all));
+    }
+    for s in body {
+        match s {
+            Stmt::For { extent, kind, body, .. } => {
+                all.insert(format!("{kind:?}"));
+                value(extent, all);
+                forms(body, all);
+            }
+            Stmt::Let { value: v, .. } => {
+                all.insert("Let".into());
+                value(v, all);
+            }
+            Stmt::Store { index, value: v, .. } => {
+                all.insert("Store".into());
+                index.iter().chain([v]).for_each(|e| value(e, all));
+            }
+            Stmt::If { cond, then, other } => {
+                all.insert("If".into());
+                value(cond, all);
+                forms(then, all);
+                forms(other, all);
+            }
+        }
+    }
+}
+
+/// Every form that the loop IR has.
+const FORMS: &str = "Serial Parallel Unroll Let Store If Int Float Size Var Load Fma Select Cast Bitcast Dot4 Splat Ramp \
+    ReduceAdd ReduceMax ReduceMin Neg Abs Sqrt Floor Round Exp Log Sin Cos Tanh Erf Not Add Sub Mul Div Rem Min Max And Or Xor \
+    Shl Shr Lt Le Eq";
+
+/// A random kernel; gives the forms that occur in it.
+fn random_kernel(seed: u64, seen: &mut BTreeSet<String>) {
     let mut g = Gen::new(seed);
     let parallel = g.chance(60);
     let row = g.k.fresh("row");
@@ -332,12 +386,19 @@ fn random_kernel(seed: u64) {
     let len = (ROWS * COLS) as usize;
     let dtypes: Vec<DType> = g.k.buffers[..g.k.args()].iter().map(|b| b.dtype).collect();
     let args: Vec<BufData> = dtypes.into_iter().map(|d| g.rng.data(d, len)).collect();
+    forms(&g.k.body, seen);
+    // The bits of the functions that backends expand are those of the expansion.
+    legalize(&mut g.k);
     check(&g.k, &[5], args);
 }
 
 #[test]
 fn random_kernels() {
-    for seed in 0..400 {
-        random_kernel(seed);
-    }
+    let mut seen = BTreeSet::new();
+    let first = first_seed();
+    (first..first + cases(400)).for_each(|seed| random_kernel(seed, &mut seen));
+    let missing: Vec<&str> = FORMS.split_whitespace().filter(|f| !seen.contains(*f)).collect();
+    assert!(missing.is_empty(), "no kernel has {missing:?}");
+    let unknown: Vec<&String> = seen.iter().filter(|s| !FORMS.split_whitespace().any(|f| f == *s)).collect();
+    assert!(unknown.is_empty(), "{unknown:?} are not in the list");
 }
