@@ -315,8 +315,13 @@ impl<'a> Grouping<'a> {
             let ready: BTreeSet<usize> = next.into_iter().filter(|u| !self.reached(&set, *u)).collect();
             let fits = |&u: &usize| {
                 let tokens = self.shape(anchor).first().cloned();
+                // A tile has 8 columns; where the last one is cut short, positions under another shape are not known.
+                let whole = self.shape(anchor).last().and_then(|k| k.div_exact(8)).is_some();
                 let stays = |m: &Inst| match m.op {
-                    Op::Reshape => self.f.ty(m.results[0]).as_tensor().and_then(|t| t.shape.first().cloned()) == tokens,
+                    Op::Reshape => {
+                        let to = self.f.ty(m.results[0]).as_tensor().and_then(|t| t.shape.first().cloned());
+                        whole && to == tokens
+                    }
                     op => op == Op::Slice && interleaved,
                 };
                 let elementwise = self.open(u) && self.op(u).class() == Class::Elementwise;

@@ -130,7 +130,7 @@ fn regressions_stay_fixed() {
 #[test]
 fn random_modules_keep_their_meaning() {
     let mut faults: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-    let (mut refused, count) = (0, cases(100));
+    let (mut refused, count) = (0, cases(500));
     for seed in first_seed()..first_seed() + count {
         let mut r = Random(seed);
         let m = module(&mut r, 5 + seed as usize % 56);

@@ -429,7 +429,7 @@ fn fill(g: &mut Gen) -> Vec<Stmt> {
 fn random_schedules() {
     let mut applied: BTreeMap<&str, usize> = BTreeMap::new();
     let mut refused = 0;
-    for seed in first_seed()..first_seed() + cases(300) {
+    for seed in first_seed()..first_seed() + cases(500) {
         let mut g = random_kernel(seed);
         let before = g.k.clone();
         let mut k = before.clone();
