@@ -412,7 +412,8 @@ fn errors_name_the_kernel() {
         let opts = CraneliftOptions { verify, ..CraneliftOptions::default() };
         compile(std::slice::from_ref(&k), &Syms::default(), &opts).err().map(|e| e.to_string())
     };
-    let well_formed = "kernel `wrong` is not well formed: store to `a`: the buffer is only read";
+    let well_formed =
+        "kernel `wrong` is not well formed: store to `a`: the buffer is only read; declare it `out` or `inout`";
     assert_eq!(e(true).as_deref(), Some(well_formed));
     assert_eq!(e(false).as_deref(), Some("kernel `wrong`: store to `a`, which is only read"));
 }
