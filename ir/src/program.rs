@@ -3,7 +3,7 @@
 pub mod interp;
 mod verify;
 
-pub use verify::verify;
+pub use verify::{elements, verify};
 
 use crate::loops::Kernel;
 use crate::{DType, Dim, Elem, Syms};

@@ -85,7 +85,7 @@ fn anchor(f: &Function) -> &'static str {
 
 /// Operators that have a lowering although they could be expanded.
 fn lowered_whole(op: Op) -> bool {
-    matches!(op, Op::Attend | Op::AttendSloped)
+    op.class() == Class::State && op.info().expand.is_some()
 }
 
 fn expand(syms: &Syms, f: &Function) -> Result<Function, TypeError> {
@@ -417,8 +417,7 @@ impl<'a> Grouping<'a> {
 
     /// The quantization that alone reads the attention `i`, if each head is a whole number of its groups.
     fn quantized(&self, i: usize) -> Option<usize> {
-        let attends =
-            matches!(self.op(i), Op::Attend | Op::AttendSloped) && !self.wanted[i] && self.users[i].len() == 1;
+        let attends = lowered_whole(self.op(i)) && !self.wanted[i] && self.users[i].len() == 1;
         let q = self.users[i].first().copied().filter(|q| attends && self.op(*q) == Op::Quantize)?;
         let head = self.shape(i).last().and_then(Dim::as_const)?;
         // Reshapes alone keep the order of elements.

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use marquetry_ir::loops::{BufDecl, Expr, Scope};
-use marquetry_ir::program::{Buffer, KernelFn, Place, Program, State};
+use marquetry_ir::program::{Buffer, KernelFn, Place, Program, State, elements};
 use marquetry_ir::{DType, Dim, Proof, Syms};
 
 use crate::RuntimeError;
@@ -145,18 +145,6 @@ fn byte_range(dtype: DType, shape: &[Dim], syms: &Syms) -> Option<(u64, u64)> {
         range = (range.0.checked_mul(lo as u64)?, range.1.checked_mul(hi as u64)?);
     }
     i64::try_from(range.1).is_ok().then_some(range)
-}
-
-/// Number of elements as a polynomial, where it stays small.
-fn elements(shape: &[Dim]) -> Option<Dim> {
-    let mut p = Dim::from(1);
-    for d in shape {
-        if p.terms().count() * d.terms().count() > 256 {
-            return None;
-        }
-        p = p * d.clone();
-    }
-    Some(p)
 }
 
 struct Checker<'a> {

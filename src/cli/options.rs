@@ -23,7 +23,7 @@ pub struct ModelArgs {
     /// Never fetch anything.
     #[arg(long)]
     pub offline: bool,
-    /// Take a setting of the configuration that is unknown or not supported for one that changes nothing.
+    /// Take a setting of the configuration that the model does not read for one that changes nothing.
     #[arg(long, value_name = "KEY")]
     pub accept_setting: Vec<String>,
 }

@@ -39,7 +39,7 @@ pub struct LoadOptions {
     pub cache: Option<PathBuf>,
     /// Never start a process that uses the network.
     pub offline: bool,
-    /// Settings of the configuration that are unknown or not supported, and that the user says change nothing.
+    /// Settings of the configuration that the model does not read, and that the user says change nothing.
     pub accepted: Vec<String>,
 }
 

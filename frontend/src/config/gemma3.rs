@@ -56,12 +56,12 @@ impl Gemma3Config {
     /// All problems, in the order of reading.
     pub fn from_config(config: &ModelConfig) -> Result<Gemma3Config, Vec<ConfigError>> {
         let mut keys = Keys::new(config);
-        let out = Gemma3Config::read(&mut keys);
+        let (out, _) = Gemma3Config::read(&mut keys);
         keys.finish().map(|()| out)
     }
 
-    /// Reads the settings; problems stay in `keys`.
-    pub(crate) fn read(keys: &mut Keys<'_>) -> Gemma3Config {
+    /// Reads the settings, and the sizes that all models have; problems stay in `keys`.
+    pub(crate) fn read(keys: &mut Keys<'_>) -> (Gemma3Config, Common) {
         // Published configurations leave these out where they have the values of the architecture's first model.
         let defaults = Defaults {
             intermediate_size: None,
@@ -71,6 +71,7 @@ impl Gemma3Config {
             max_position_embeddings: Some(131_072),
             vocab_size: Some(262_208),
         };
+        let common = keys.common(&defaults);
         let Common {
             hidden_size,
             intermediate_size,
@@ -80,7 +81,7 @@ impl Gemma3Config {
             head_dim,
             max_position_embeddings,
             vocab_size,
-        } = keys.common(&defaults);
+        } = common;
         keys.one_of("hidden_activation", &["gelu_pytorch_tanh", "gelu_new"]);
         keys.one_of("hidden_act", &["gelu_pytorch_tanh", "gelu_new"]);
         let (rope_theta, rope_scaling) = keys.rope(Some("full_attention"), 1e6, head_dim);
@@ -97,7 +98,7 @@ impl Gemma3Config {
         let pattern = keys.int_or_null("sliding_window_pattern", 1..=4096);
         let pattern = pattern.or(keys.int_or_null("_sliding_window_pattern", 1..=4096)).unwrap_or(6);
         let full_attention = keys.full_attention(num_hidden_layers, |i| (i + 1).is_multiple_of(pattern));
-        Gemma3Config {
+        let out = Gemma3Config {
             hidden_size,
             intermediate_size,
             num_hidden_layers,
@@ -117,20 +118,7 @@ impl Gemma3Config {
             attention_bias: keys.bool("attention_bias", false),
             bos_token_id: keys.tokens("bos_token_id", vocab_size).first().copied(),
             eos_token_ids: keys.tokens("eos_token_id", vocab_size),
-        }
-    }
-
-    /// The sizes that all models have.
-    pub(crate) fn common(&self) -> Common {
-        Common {
-            hidden_size: self.hidden_size,
-            intermediate_size: self.intermediate_size,
-            num_hidden_layers: self.num_hidden_layers,
-            num_attention_heads: self.num_attention_heads,
-            num_key_value_heads: self.num_key_value_heads,
-            head_dim: self.head_dim,
-            max_position_embeddings: self.max_position_embeddings,
-            vocab_size: self.vocab_size,
-        }
+        };
+        (out, common)
     }
 }

@@ -342,7 +342,7 @@ impl<'a> Keys<'a> {
 }
 
 /// The settings that all attention models share, with their limits.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Common {
     /// Width of the residual stream.
     pub hidden_size: usize,

@@ -47,13 +47,14 @@ impl LlamaConfig {
     /// All problems, in the order of reading.
     pub fn from_config(config: &ModelConfig) -> Result<LlamaConfig, Vec<ConfigError>> {
         let mut keys = Keys::new(config);
-        let out = LlamaConfig::read(&mut keys);
+        let (out, _) = LlamaConfig::read(&mut keys);
         keys.finish().map(|()| out)
     }
 
-    /// Reads the settings; problems stay in `keys`.
-    pub(crate) fn read(keys: &mut Keys<'_>) -> LlamaConfig {
+    /// Reads the settings, and the sizes that all models have; problems stay in `keys`.
+    pub(crate) fn read(keys: &mut Keys<'_>) -> (LlamaConfig, Common) {
         let defaults = Defaults { max_position_embeddings: Some(2048), ..Defaults::default() };
+        let common = keys.common(&defaults);
         let Common {
             hidden_size,
             intermediate_size,
@@ -63,10 +64,10 @@ impl LlamaConfig {
             head_dim,
             max_position_embeddings,
             vocab_size,
-        } = keys.common(&defaults);
+        } = common;
         keys.one_of("hidden_act", &["silu", "swish"]);
         let (rope_theta, rope_scaling) = keys.rope(None, 10_000.0, head_dim);
-        LlamaConfig {
+        let out = LlamaConfig {
             hidden_size,
             intermediate_size,
             num_hidden_layers,
@@ -83,20 +84,7 @@ impl LlamaConfig {
             mlp_bias: keys.bool("mlp_bias", false),
             bos_token_id: keys.tokens("bos_token_id", vocab_size).first().copied(),
             eos_token_ids: keys.tokens("eos_token_id", vocab_size),
-        }
-    }
-
-    /// The sizes that all models have.
-    pub(crate) fn common(&self) -> Common {
-        Common {
-            hidden_size: self.hidden_size,
-            intermediate_size: self.intermediate_size,
-            num_hidden_layers: self.num_hidden_layers,
-            num_attention_heads: self.num_attention_heads,
-            num_key_value_heads: self.num_key_value_heads,
-            head_dim: self.head_dim,
-            max_position_embeddings: self.max_position_embeddings,
-            vocab_size: self.vocab_size,
-        }
+        };
+        (out, common)
     }
 }

@@ -59,7 +59,7 @@ pub struct ModelConfig {
     pub values: Map<String, Value>,
     /// Kind of file.
     pub source: Source,
-    /// Settings that are no errors although nobody knows or supports them.
+    /// Settings that are no errors although the model does not read them.
     pub accepted: Vec<String>,
 }
 
@@ -108,7 +108,7 @@ impl ModelConfig {
         ModelConfig::from_json(&bytes).map_err(in_file)
     }
 
-    /// Takes settings that nobody knows or supports for ones that change nothing.
+    /// Takes settings that the model does not read for ones that change nothing.
     pub fn accept(mut self, keys: &[String]) -> ModelConfig {
         self.accepted.extend_from_slice(keys);
         self

@@ -152,8 +152,8 @@ impl Gemma3 {
 
 impl CausalLm for Gemma3 {
     fn from_keys(keys: &mut Keys<'_>) -> (Gemma3, Common) {
-        let c = Gemma3Config::read(keys);
-        (Gemma3::new(&c), c.common())
+        let (c, common) = Gemma3Config::read(keys);
+        (Gemma3::new(&c), common)
     }
 
     fn forward<'t>(&self, kv: &KvCache<'t>) -> Tensor<'t> {

@@ -130,8 +130,8 @@ impl Llama {
 
 impl CausalLm for Llama {
     fn from_keys(keys: &mut Keys<'_>) -> (Llama, Common) {
-        let c = LlamaConfig::read(keys);
-        (Llama::new(&c), c.common())
+        let (c, common) = LlamaConfig::read(keys);
+        (Llama::new(&c), common)
     }
 
     fn forward<'t>(&self, kv: &KvCache<'t>) -> Tensor<'t> {

@@ -330,9 +330,8 @@ impl<const VERSION: u8> CausalLm for Rwkv<VERSION> {
             head_dim: Some(dim),
             ..Defaults::default()
         };
-        // Published configurations of version 6 give the head size under the name of their number.
-        keys.rename(&[("_heads", "num_attention_heads")]);
         let mut c = keys.common(&defaults);
+        // Published configurations of version 6 give the head size under the name of their number.
         (c.num_attention_heads, c.num_key_value_heads, c.head_dim) = ((h / dim).max(1), (h / dim).max(1), dim);
         let (heads, f) = (c.num_attention_heads, c.intermediate_size);
         let eps = keys.float("layer_norm_epsilon", 1e-30..=1.0, 1e-5);

@@ -107,8 +107,8 @@ impl Rope {
             Frequencies::Fixed(inv_freq) => return x.rope(pos, inv_freq, self.scale, self.interleaved),
             Frequencies::ByLength { above, rows } => {
                 let span = kv.step().span().to_f32();
-                let zero = span * 0.0;
-                let row = above.iter().fold(zero, |row, limit| row + span.above(*limit)).to_i32();
+                let passed = above.iter().map(|limit| span.above(*limit));
+                let row = passed.reduce(|a, b| a + b).unwrap_or_else(|| span.above(f32::INFINITY)).to_i32();
                 let width = rows.first().map_or(0, Vec::len);
                 x.table(&rows.concat()).reshape(dims![rows.len(), width]).rows(row)
             }

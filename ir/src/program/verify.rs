@@ -119,7 +119,7 @@ impl Verifier<'_> {
     fn view(&mut self, who: &str, b: &Buffer, s: &State) {
         let same = b.dtype == s.dtype;
         self.expect(same, || format!("{who} is {}, its state `{}` is {}", b.dtype, s.name, s.dtype));
-        let (have, want) = (count(&b.shape), count(&s.shape));
+        let (have, want) = (elements(&b.shape), elements(&s.shape));
         let syms = &self.p.syms;
         let differ = have.zip(want).is_some_and(|(a, b)| syms.prove_eq(&a, &b) == Proof::No);
         self.expect(!differ, || format!("{who} has another number of elements than its state `{}`", s.name));
@@ -148,14 +148,14 @@ impl Verifier<'_> {
             let writes = decl.scope != Scope::In;
             self.expect(!(writes && read_only), || format!("{who} is written, buffer `{}` is only read", b.name));
             let fits =
-                count(&decl.shape).zip(count(&b.shape)).is_none_or(|(a, b)| p.syms.prove_le(&a, &b) != Proof::No);
+                elements(&decl.shape).zip(elements(&b.shape)).is_none_or(|(a, b)| p.syms.prove_le(&a, &b) != Proof::No);
             self.expect(fits, || format!("{who} has more elements than buffer `{}`", b.name));
         }
     }
 }
 
 /// Number of elements as a polynomial, where it stays small.
-fn count(shape: &[Dim]) -> Option<Dim> {
+pub fn elements(shape: &[Dim]) -> Option<Dim> {
     let mut p = Dim::from(1);
     for d in shape {
         if p.terms().count() * d.terms().count() > 256 {
