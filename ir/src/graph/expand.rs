@@ -1,5 +1,9 @@
 //! Expansions of high-level operators into smaller ones: their definition for the interpreter, the rules and the lowering.
 
+mod attend;
+
+pub use attend::{Mask, Scale, Spelling, Weights, attend, attend_spelled};
+
 use super::build::Built;
 use super::{Attr, Builder, Op, Ty, TypeError, Value};
 use crate::{DType, Dim};
@@ -256,83 +260,4 @@ pub fn rope_apply(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
         parts.push(b.slice(x[0], 2, r, dim - r)?);
     }
     if parts.len() == 1 { Ok(parts[0]) } else { b.concat(&parts, 2) }
-}
-
-/// Attention over gathered keys and values, with a mask from positions.
-pub fn attend(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
-    let [q, state, pos, seq, pages] = x else {
-        return Err(TypeError { code: "E0214", message: "`attend` takes five operands".into() });
-    };
-    let Ty::Kv(kv) = b.func.ty(*state).clone() else {
-        return Err(TypeError { code: "E0201", message: "cache must be a state".into() });
-    };
-    let (scale, window, cap, page) = (a[0].as_f32(), a[1].as_int(), a[2].as_f32(), a[3].as_int());
-    let q_shape = b.shape(*q);
-    let n = q_shape[0].clone();
-    let hq = q_shape[1].as_const().unwrap_or(0);
-    let group = hq / kv.heads.max(1) as i64;
-    let table = b.shape(*pages);
-    let (s, m) = (table[0].clone(), table[1].clone());
-    let ctx = m.clone() * page.into();
-    let i32s = |b: &mut Builder<'_>, v: i64| {
-        b.emit(Op::Const, &[], vec![Attr::float(v as f32), Attr::Shape(vec![]), Attr::DType(DType::I32)])
-    };
-    // Slot of each position of each sequence.
-    let first = b.reshape(*pages, vec![s.clone(), m, 1.into()])?;
-    let size = i32s(b, page)?;
-    let first = b.bin(Op::Mul, first, size)?;
-    let within = vec![Attr::Int(2), Attr::Shape(vec![1.into(), 1.into(), page.into()]), Attr::DType(DType::I32)];
-    let within = b.emit(Op::Iota, &[], within)?;
-    let slots = b.bin(Op::Add, first, within)?;
-    let slots = b.reshape(slots, vec![s, ctx.clone()])?;
-    let slots = b.bin(Op::Gather, slots, *seq)?;
-    let mut gathered = [*q, *q];
-    for (which, g) in gathered.iter_mut().enumerate() {
-        let all = b.emit(Op::KvRead, &[*state], vec![Attr::Int(which as i64)])?;
-        let rows = b.bin(Op::Gather, all, slots)?;
-        let shape = vec![n.clone(), ctx.clone(), kv.heads.into(), 1.into(), kv.dim.into()];
-        *g = b.reshape(rows, shape)?;
-    }
-    // Scores [n, ctx, kv heads, group, 1].
-    let q5 = b.reshape(*q, vec![n.clone(), 1.into(), kv.heads.into(), group.into(), kv.dim.into()])?;
-    let products = b.bin(Op::Mul, q5, gathered[0])?;
-    let scores = b.un(Op::ReduceSum, products)?;
-    let mut scores = b.with(Op::Mul, scores, scale)?;
-    if cap > 0.0 {
-        scores = b.emit(Op::Softcap, &[scores], vec![Attr::float(cap)])?;
-    }
-    let one = Dim::from(1);
-    let group_shape = vec![one.clone(), one.clone(), kv.heads.into(), group.into(), one.clone()];
-    let j_shape = vec![one.clone(), ctx, one.clone(), one.clone(), one.clone()];
-    let j = b.emit(Op::Iota, &[], vec![Attr::Int(1), Attr::Shape(j_shape), Attr::DType(DType::I32)])?;
-    let p = b.reshape(*pos, vec![n, one.clone(), one.clone(), one.clone(), one])?;
-    let mut seen = b.bin(Op::Le, j, p)?;
-    if window > 0 {
-        let w = i32s(b, window)?;
-        let lo = b.bin(Op::Sub, p, w)?;
-        let inside = b.bin(Op::Lt, lo, j)?;
-        seen = b.bin(Op::And, seen, inside)?;
-    }
-    if let Some(slopes) = a.get(4) {
-        let slopes = b.emit(Op::Table, &[], vec![slopes.clone()])?;
-        let slopes = b.reshape(slopes, group_shape)?;
-        let behind = b.bin(Op::Sub, j, p)?;
-        let behind = b.emit(Op::Cast, &[behind], vec![Attr::DType(DType::F32)])?;
-        let bias = b.bin(Op::Mul, slopes, behind)?;
-        scores = b.bin(Op::Add, scores, bias)?;
-    }
-    let masked = b.scalar(f32::NEG_INFINITY)?;
-    let scores = b.emit(Op::Select, &[seen, scores, masked], vec![])?;
-    // Softmax over positions, which go last.
-    let perm = |p: [i64; 5]| vec![Attr::Ints(p.to_vec())];
-    let last = b.emit(Op::Permute, &[scores], perm([0, 2, 3, 4, 1]))?;
-    let weights = b.un(Op::Softmax, last)?;
-    // A slot that is not seen may hold anything, even NaN, and must not be multiplied.
-    let seen = b.emit(Op::Permute, &[seen], perm([0, 2, 3, 4, 1]))?;
-    let v = b.emit(Op::Permute, &[gathered[1]], perm([0, 2, 3, 4, 1]))?;
-    let zero = b.scalar(0.0)?;
-    let v = b.emit(Op::Select, &[seen, v, zero], vec![])?;
-    let products = b.bin(Op::Mul, weights, v)?;
-    let out = b.un(Op::ReduceSum, products)?;
-    b.reshape(out, q_shape)
 }

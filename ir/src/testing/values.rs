@@ -38,15 +38,26 @@ impl Inputs {
         let mut change = |v: &Arc<Vec<f32>>| {
             Arc::new(v.iter().map(|x| x * (1.0 + by * (r.below(2001) as f32 / 1000.0 - 1.0))).collect())
         };
-        let mut tensor = |t: &Tensor| match &t.data {
-            Data::F32(v) => Tensor { shape: t.shape.clone(), data: Data::F32(change(v)) },
-            _ => t.clone(),
+        let mut any = |v: &Val| match v {
+            Val::Tensor(Tensor { shape, data: Data::F32(v) }) => {
+                Val::Tensor(Tensor { shape: shape.clone(), data: Data::F32(change(v)) })
+            }
+            Val::Tensor(t) => Val::Tensor(t.clone()),
+            Val::Kv([k, v], dims) => Val::Kv([change(k), change(v)], *dims),
+            Val::Rows(v, shape) => Val::Rows(change(v), shape.clone()),
         };
-        let mut names: Vec<&String> = self.params.keys().collect();
-        names.sort();
-        let params = names.into_iter().map(|n| (n.clone(), tensor(&self.params[n]))).collect();
-        let args = self.args.iter().map(|v| if let Val::Tensor(t) = v { Val::Tensor(tensor(t)) } else { v.clone() });
-        Inputs { args: args.collect(), params, ..self.clone() }
+        let mut near = self.clone();
+        let mut params: Vec<(&String, &mut Tensor)> = near.params.iter_mut().collect();
+        params.sort_by_key(|(name, _)| name.as_str());
+        for (_, t) in params {
+            if let Val::Tensor(new) = any(&Val::Tensor(t.clone())) {
+                *t = new;
+            }
+        }
+        let mut states: Vec<(&String, &mut Val)> = near.states.iter_mut().collect();
+        states.sort_by_key(|(name, _)| name.as_str());
+        near.args.iter_mut().chain(states.into_iter().map(|(_, v)| v)).for_each(|v| *v = any(v));
+        near
     }
 }
 

@@ -1,138 +1,105 @@
-//! Recognition of rotary embeddings and of attention over the paged cache.
+//! Recognition of attention over the paged cache.
 //!
-//! Operands and attributes are read off where the pattern leads; the operator's expansion then proves or refutes the guess
-//! (`dig::define`), so that there is one definition of what each means.
+//! Operands, attributes and the way it is spelled are read off where the pattern leads; attention spelled in that way from those
+//! operands (`expand::attend_spelled`) then proves or refutes the guess.
 
 use egg::Id;
+use marquetry_ir::graph::expand::{Mask, Scale, Spelling, Weights, attend_spelled};
 use marquetry_ir::graph::{Attr, Op};
 
-use super::dig::{below, define, nodes, unshaped};
+use super::dig::{below, built, define, nodes, unshaped};
 use super::{Bound, rules, tensor_of};
 use crate::eqsat::facts::{Graph, add};
 
 rules! {
-    /// Cosines and sines of positions times frequencies, side by side.
-    "rope-table" Recognise Bitwise: "(concat (cos ?a) (sin ?a) 1)" => "(rope_table pos freq 1)"
-        if "?a is positions times a table of frequencies", |g, b| {
-            let (pos, freq) = angle(g, b.id("a")?)?;
-            define(g, b.class, Op::RopeTable, &[pos], vec![freq, Attr::float(1.0)])
-        };
-    /// The same with a scale.
-    "rope-table-scaled" Recognise Bitwise: "(concat (mul (cos ?a) ?c) (mul (sin ?a) ?c) 1)" => "(rope_table pos freq c)"
-        if "?a is positions times a table of frequencies, ?c a constant", |g, b| {
-            let (pos, freq) = angle(g, b.id("a")?)?;
-            let c = b.constant(g, "c")?;
-            define(g, b.class, Op::RopeTable, &[pos], vec![freq, Attr::float(c)])
-        };
-    /// Rotation of the two halves of each head.
-    "rope-halves" Recognise Bitwise:
-        "(concat (sub (mul ?p ?c) (mul ?q ?s)) (add (mul ?q ?c) (mul ?p ?s)) 2)" => "(rope_apply x table false)"
-        if "?p and ?q are the halves of each head of one tensor, ?c and ?s have one row per token",
-        |g, b| rope(g, b, false);
-    /// Rotation of the first features, the rest stays.
-    "rope-halves-partial" Recognise Bitwise:
-        "(concat (sub (mul ?p ?c) (mul ?q ?s)) (add (mul ?q ?c) (mul ?p ?s)) ?rest 2)" => "(rope_apply x table false)"
-        if "?p, ?q and ?rest are the parts of each head of one tensor, ?c and ?s have one row per token",
-        |g, b| rope(g, b, false);
-    /// Rotation of neighbouring features.
-    "rope-pairs" Recognise Bitwise:
-        "(reshape (concat (sub (mul ?p ?c) (mul ?q ?s)) (add (mul ?q ?c) (mul ?p ?s)) 3) ?shape)"
-        => "(rope_apply x table true)"
-        if "?p and ?q are the even and odd features of one tensor, ?c and ?s have one row per token",
-        |g, b| rope(g, b, true);
-    /// `x cos + rotate_half(x) sin`, where cosines and sines stand twice.
-    "rope-rotate-half" Recognise Bitwise:
-        "(add (mul ?x ?c) (mul (concat (neg (slice ?x 2 ?h ?h)) (slice ?x 2 0 ?h) 2) ?s))" => "(rope_apply ?x table false)"
-        if "?h is half of each head, and both halves of ?c, as of ?s, are the same", |g, b| {
-            let half = b.int(g, "h")?;
-            (b.columns(g, "x")? == 2 * half).then_some(())?;
-            let (c, s) = (twice(g, b.id("c")?, Op::Cos)?, twice(g, b.id("s")?, Op::Sin)?);
-            let table = table(g, b.id("x")?, c, s, half)?;
-            add(g, Op::RopeApply, &[b.id("x")?, table], vec![Attr::Bool(false)])
-        };
     /// Scores against the keys of each token's pages, masked by position, and the weighted sum of the values.
     "attention" Recognise Bitwise:
         "(reshape (reduce_sum (mul (softmax (permute (select ?seen ?scores ?low) ?a)) ?v)) ?shape)" => "(attend q state pos seq pages)"
-        if "the mask is causal or a sliding window, keys and values are those of the pages of one cache, which has every position", attention;
+        if "the mask is causal or a sliding window, keys and values are those of the pages of one cache, which has every position",
+        |g, b| {
+            let found = guess(g, b, b.id("scores")?, b.id("seen")?)?;
+            define(g, b.class, Op::Attend, &found.operands, found.attrs)
+        };
+    /// The same with the scale on queries or as a division, with a mask that is added, with values as they are, with repeated
+    /// heads, or with the softmax in primitives.
+    "attention-spelled" Recognise Reassociates: "(reshape (reduce_sum (mul ?w ?v)) ?shape)" => "(attend q state pos seq pages)"
+        if "?w is a softmax of scores as of `attention`, and what is added to scores that are not seen, or stands for them, is -inf or at most -1e9",
+        |g, b| { let w = b.id("w")?; other(g, b, w, false) };
+    /// The same with the sum of exponentials divided out last.
+    "attention-late" Recognise Reassociates:
+        "(reshape (div (reduce_sum (mul ?w ?v)) (reduce_sum ?w)) ?shape)" => "(attend q state pos seq pages)"
+        if "?w are exponentials of scores as of `attention`, less their maximum, masked as in `attention-spelled`",
+        |g, b| { let w = b.id("w")?; other(g, b, w, true) };
 }
 
-/// Positions and frequencies of `cast(pos) * freq`.
-fn angle(g: &Graph, a: Id) -> Option<(Id, Attr)> {
-    let read = |pos: Id, freq: Id| {
-        let freq = nodes(g, unshaped(g, freq), Op::Table).into_iter().next()?.1.into_iter().next()?;
-        Some((below(g, unshaped(g, pos), Op::Cast)?, freq))
-    };
-    nodes(g, a, Op::Mul).into_iter().find_map(|(f, _)| read(f[0], f[1]).or_else(|| read(f[1], f[0])))
+/// What stands for the score of a position that is not seen, at most. Scores of half of it are no numbers that a model has.
+const LOW: f32 = -1e9;
+
+/// What a match would be attention of, if it is.
+struct Guess {
+    operands: [Id; 5],
+    attrs: Vec<Attr>,
+    scale: Scale,
+    repeated: bool,
 }
 
-/// The table `[n, 2 half]` whose halves are `c` and `s`, each of `n` rows of `half`.
-fn table(g: &mut Graph, x: Id, c: Id, s: Id, half: i64) -> Option<Id> {
-    let n = tensor_of(g, x)?.shape.first()?.clone();
-    let mut parts = vec![];
-    for (part, start) in [(c, 0), (s, half)] {
-        let flat = unshaped(g, part);
-        let own = nodes(g, flat, Op::Slice)
-            .into_iter()
-            .find_map(|(x, a)| (a[..] == [1, start, half].map(Attr::Int)).then_some(x[0]));
-        parts.push(own.filter(|t| tensor_of(g, *t).is_some_and(|t| t.shape == [n.clone(), (2 * half).into()])));
-    }
-    if let [Some(t), Some(u)] = parts[..]
-        && t == u
-    {
-        return Some(t);
-    }
-    let [c, s] =
-        [c, s].map(|p| add(g, Op::Reshape, &[unshaped(g, p)], vec![Attr::Shape(vec![n.clone(), half.into()])]));
-    add(g, Op::Concat, &[c?, s?], vec![Attr::Int(1)])
+fn number(g: &Graph, id: Id) -> Option<f32> {
+    g[id].data.constant.map(f32::from_bits)
 }
 
-fn rope(g: &mut Graph, b: &Bound<'_>, interleaved: bool) -> Option<Id> {
-    let half = if interleaved { tensor_of(g, b.id("p")?)?.shape.get(2)?.as_const()? } else { b.columns(g, "p")? };
-    let part = below(g, b.id("p")?, Op::Slice)?;
-    // The first half may be a part of the rotated features, which may be a part of all.
-    let mut candidates = vec![part, unshaped(g, part)];
-    candidates.extend(candidates.clone().into_iter().filter_map(|c| below(g, c, Op::Slice)));
-    let shape = tensor_of(g, b.class)?.shape.clone();
-    let x = candidates.into_iter().find(|c| tensor_of(g, *c).is_some_and(|t| t.shape == shape))?;
-    let table = table(g, x, b.id("c")?, b.id("s")?, half)?;
-    define(g, b.class, Op::RopeApply, &[x, table], vec![Attr::Bool(interleaved)])
+/// An integer constant.
+fn whole(g: &Graph, id: Id) -> Option<i64> {
+    nodes(g, id, Op::Const).first().map(|(_, a)| a[0].as_f32() as i64)
 }
 
-/// The class of which `id`, below a reshape, is two copies side by side; `f` may be applied before or after the join.
-fn twice(g: &mut Graph, id: Id, f: Op) -> Option<Id> {
-    let flat = unshaped(g, id);
-    let equal = |g: &Graph, id: Id| {
-        let last = tensor_of(g, id)?.shape.len() as i64 - 1;
-        let same = |(x, a): &(Vec<Id>, Vec<Attr>)| x.len() == 2 && x[0] == x[1] && a[0] == Attr::Int(last);
-        nodes(g, id, Op::Concat).into_iter().find(same).map(|(x, _)| x[0])
-    };
-    if let Some(part) = equal(g, flat) {
-        return Some(part);
-    }
-    let angles = below(g, flat, f).and_then(|a| equal(g, a))?;
-    add(g, f, &[angles], vec![])
+/// A factor that is a number, and the other one.
+fn scaled(g: &Graph, id: Id) -> Option<(Id, f32)> {
+    nodes(g, id, Op::Mul).into_iter().find_map(|(f, _)| Some((f[0], number(g, f[1])?)))
 }
 
-fn attention(g: &mut Graph, b: &Bound<'_>) -> Option<Id> {
-    let number = |id: Id| g[id].data.constant.map(f32::from_bits);
-    let whole = |g: &Graph, id: Id| nodes(g, id, Op::Const).first().map(|(_, a)| a[0].as_f32() as i64);
+fn guess(g: &Graph, b: &Bound<'_>, scores: Id, seen: Id) -> Option<Guess> {
     // Scores: softcap of (the sum over features of queries times keys) times a scale.
-    let scores = b.id("scores")?;
     let capped = nodes(g, scores, Op::Softcap).into_iter().next();
-    let (scaled, cap) = capped.map_or((scores, 0.0), |(x, a)| (x[0], a[0].as_f32()));
-    let (products, scale) = nodes(g, scaled, Op::Mul).into_iter().find_map(|(f, _)| Some((f[0], number(f[1])?)))?;
+    let (scores, cap) = capped.map_or((scores, 0.0), |(x, a)| (x[0], a[0].as_f32()));
+    let divided = || nodes(g, scores, Op::Div).into_iter().find_map(|(f, _)| Some((f[0], number(g, f[1])?)));
+    let (products, mut scale) = match (scaled(g, scores), divided()) {
+        (Some((x, by)), _) => (x, Some((by, Scale::Scores))),
+        (None, Some((x, by))) => (x, Some((1.0 / by, Scale::Divided(by)))),
+        (None, None) => (scores, None),
+    };
     let products = below(g, products, Op::ReduceSum)?;
     let (q, keys) = nodes(g, products, Op::Mul).into_iter().next().map(|(f, _)| (f[0], f[1]))?;
-    let q = unshaped(g, q);
-    let (rows, slots) = nodes(g, unshaped(g, keys), Op::Gather).into_iter().next().map(|(x, _)| (x[0], x[1]))?;
+    let mut operand = unshaped(g, q);
+    if scale.is_none() {
+        let inside = scaled(g, q).map(|(x, by)| (unshaped(g, x), by, false));
+        let (x, by, first) = inside.or_else(|| scaled(g, operand).map(|(x, by)| (x, by, true)))?;
+        operand = x;
+        scale = Some((by, Scale::Queries { first }));
+    }
+    let (by, scale) = scale?;
+    let (state, [pages, seq], page, repeated) = cache(g, keys)?;
+    let (pos, window) = mask(g, seen)?;
+    let attrs = vec![Attr::float(by), Attr::Int(window), Attr::float(cap), Attr::Int(page)];
+    let same = |id: &Id| tensor_of(g, *id).is_some_and(|t| Some(t) == tensor_of(g, b.class));
+    same(&operand).then_some(Guess { operands: [operand, state, pos, seq, pages], attrs, scale, repeated })
+}
+
+/// The cache of keys, its page table and the tokens' sequences, the size of a page, and whether heads are repeated.
+fn cache(g: &Graph, keys: Id) -> Option<(Id, [Id; 2], i64, bool)> {
+    let wide = below(g, unshaped(g, keys), Op::Broadcast);
+    let rows = unshaped(g, wide.unwrap_or(keys));
+    let (rows, slots) = nodes(g, rows, Op::Gather).into_iter().next().map(|(x, _)| (x[0], x[1]))?;
     let state = below(g, rows, Op::KvRead)?;
     // Slots: the pages of each token's sequence, times the size of a page, and the offset in it.
     let (of_sequence, seq) = nodes(g, slots, Op::Gather).into_iter().next().map(|(x, _)| (x[0], x[1]))?;
     let first = nodes(g, unshaped(g, of_sequence), Op::Add).into_iter().next()?.0[0];
     let (pages, page) = nodes(g, first, Op::Mul).into_iter().next().map(|(f, _)| (f[0], f[1]))?;
-    let (pages, page) = (unshaped(g, pages), whole(g, page)?);
-    // Mask: positions up to that of the token, and after the window's start.
-    let seen = b.id("seen")?;
+    let repeated = tensor_of(g, keys)?.shape.len() == 4;
+    Some((state, [unshaped(g, pages), seq], whole(g, page)?, repeated))
+}
+
+/// Positions of tokens and the window of a mask: positions up to that of the token, and after the window's start.
+fn mask(g: &Graph, seen: Id) -> Option<(Id, i64)> {
     let both = nodes(g, seen, Op::And).into_iter().next();
     let (causal, window) = match &both {
         Some((x, _)) => {
@@ -141,7 +108,42 @@ fn attention(g: &mut Graph, b: &Bound<'_>) -> Option<Id> {
         }
         None => (seen, 0),
     };
-    let pos = unshaped(g, nodes(g, causal, Op::Le).into_iter().next()?.0[1]);
-    let attrs = vec![Attr::float(scale), Attr::Int(window), Attr::float(cap), Attr::Int(page)];
-    define(g, b.class, Op::Attend, &[q, state, pos, seq, pages], attrs)
+    Some((unshaped(g, nodes(g, causal, Op::Le).into_iter().next()?.0[1]), window))
+}
+
+/// What exponentials less their maximum are of.
+fn shifted(g: &Graph, e: Id) -> Option<Id> {
+    below(g, below(g, e, Op::Exp)?, Op::Sub)
+}
+
+/// Attention in another spelling than the definition.
+fn other(g: &mut Graph, b: &Bound<'_>, w: Id, late: bool) -> Option<Id> {
+    let (last, weights) = match (late, below(g, w, Op::Softmax)) {
+        (true, _) => (shifted(g, w)?, Weights::Late),
+        (false, Some(x)) => (x, Weights::Softmax),
+        (false, None) => (shifted(g, below(g, w, Op::Div)?)?, Weights::Spelled),
+    };
+    let masked = below(g, last, Op::Permute)?;
+    let (seen, scores, mask) = masking(g, masked)?;
+    let Guess { operands, attrs, scale, repeated } = guess(g, b, scores, seen)?;
+    let masked_values = !nodes(g, b.id("v")?, Op::Select).is_empty();
+    let how = Spelling { scale, mask, weights, masked_values, repeated };
+    let parts = built(g, &operands, |b, x| attend_spelled(b, x, &attrs, &how))?;
+    (how != Spelling::DEFINITION && g.find(parts) == g.find(b.class)).then_some(())?;
+    add(g, Op::Attend, &operands, attrs)
+}
+
+/// The mask, the scores below it, and how they are masked.
+fn masking(g: &Graph, id: Id) -> Option<(Id, Id, Mask)> {
+    let low = |id: Id| number(g, id).filter(|v| *v <= LOW);
+    let selected = nodes(g, id, Op::Select).into_iter().find_map(|(x, _)| Some((x[0], x[1], low(x[2])?)));
+    if let Some((seen, scores, low)) = selected {
+        return Some((seen, scores, Mask::Selected(low)));
+    }
+    nodes(g, id, Op::Add).into_iter().find_map(|(x, _)| {
+        let (c, _) = nodes(g, unshaped(g, x[1]), Op::Select).into_iter().next()?;
+        let axes = tensor_of(g, c[0])?.shape.len();
+        (number(g, c[1]) == Some(0.0) && axes >= 2).then_some(())?;
+        Some((c[0], x[0], Mask::Added(low(c[2])?, axes)))
+    })
 }

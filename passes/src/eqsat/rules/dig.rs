@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use egg::Id;
-use marquetry_ir::graph::{Attr, Builder, Function, Kind, Op, Value};
+use marquetry_ir::graph::{Attr, Builder, Function, Kind, Op, TypeError, Value};
 
 use crate::eqsat::facts::{Graph, add, split};
 use crate::eqsat::term::Term;
@@ -119,15 +119,24 @@ pub fn define(g: &mut Graph, class: Id, op: Op, operands: &[Id], attrs: Vec<Attr
 
 fn expansion(g: &mut Graph, op: Op, operands: &[Id], attrs: &[Attr]) -> Option<Id> {
     let expand = op.info().expand?;
+    built(g, operands, |b, x| expand(b, x, attrs))
+}
+
+/// The class of what `build` makes of operands; none where a type rule does not hold.
+pub fn built(
+    g: &mut Graph,
+    operands: &[Id],
+    build: impl FnOnce(&mut Builder<'_>, &[Value]) -> Result<Value, TypeError>,
+) -> Option<Id> {
     let syms = g.analysis.syms.clone();
-    let mut b = Builder::new(&syms, Function::new("expansion", Kind::Graph));
+    let mut b = Builder::new(&syms, Function::new("built", Kind::Graph));
     let mut ids: HashMap<Value, Id> = HashMap::new();
     for (i, id) in operands.iter().enumerate() {
         let v = b.arg(i.to_string(), g[*id].data.ty.clone()?);
         ids.insert(v, *id);
     }
     let args: Vec<Value> = b.func.args.iter().map(|(_, v)| *v).collect();
-    let result = expand(&mut b, &args, attrs).ok()?;
+    let result = build(&mut b, &args).ok()?;
     for inst in b.func.insts {
         let operands: Option<Vec<Id>> = inst.operands.iter().map(|v| ids.get(v).copied()).collect();
         ids.insert(inst.results[0], add(g, inst.op, &operands?, inst.attrs)?);

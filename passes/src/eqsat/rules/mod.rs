@@ -8,6 +8,7 @@ pub mod horizontal;
 mod layout;
 mod movement;
 mod recognise;
+mod rope;
 pub mod template;
 
 use std::sync::LazyLock;
@@ -205,8 +206,17 @@ use rules;
 
 /// Every rule, in rank order.
 pub static RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
-    [recognise::TABLE, attention::TABLE, algebra::TABLE, movement::TABLE, layout::TABLE, fuse::TABLE, horizontal::TABLE]
-        .concat()
+    [
+        recognise::TABLE,
+        rope::TABLE,
+        attention::TABLE,
+        algebra::TABLE,
+        movement::TABLE,
+        layout::TABLE,
+        fuse::TABLE,
+        horizontal::TABLE,
+    ]
+    .concat()
 });
 
 /// The patterns of every rule, in the order of [`RULES`]. A left side that does not parse has none; a test sees to it.
