@@ -226,7 +226,10 @@ impl Error {
             Error::Interrupted => Exit::Interrupted,
             Error::Fetch { .. } | Error::Wheel { .. } => Exit::Network,
             Error::File { source, .. } => file_exit(source),
-            Error::Closed | Error::Lacks { .. } | Error::Differs { .. } => Exit::Failed,
+            Error::Closed
+            | Error::Lacks { .. }
+            | Error::Differs { .. }
+            | Error::Pass(PassError::Check { asked: true, .. }) => Exit::Failed,
             Error::Config(_) | Error::Trace(ModelError::Config(_)) => config_exit(&self.code()),
             Error::Tokenizer(TokenizerError::Model { .. }) | Error::Unfitting { .. } => Exit::Unsupported,
             Error::Pass(PassError::Input { .. }) => Exit::Input,

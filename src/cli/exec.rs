@@ -85,7 +85,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
         let exact = if numerics == Numerics::Fast { Exact::Approximates } else { Exact::Reassociates };
         let bound = args.watch.check_tolerance.map_or(Bound::of(exact), Bound::Most);
         let name = |b: BackendArg| b.to_possible_value().map_or(String::new(), |v| v.get_name().to_string());
-        distance(&with(other)?, &outcome, bound).map_err(|what| Error::Differs {
+        distance(&with(other)?, &outcome, &vec![bound; outcome.len()]).map_err(|what| Error::Differs {
             what: format!("{} and {} disagree: {what}", name(other), name(args.backend)),
         })?;
         ui.progress(&format!("{} agrees", name(other)));

@@ -2,18 +2,18 @@
 
 use super::{Bound, Outcome};
 
-/// The largest distance of a result; refuses names or lengths that differ, and distances beyond the bound.
-pub fn distance(old: &Outcome, new: &Outcome, bound: Bound) -> Result<f32, String> {
+/// The largest distance of a result; refuses names or lengths that differ, and distances beyond the bounds, one per result.
+pub fn distance(old: &Outcome, new: &Outcome, bounds: &[Bound]) -> Result<f32, String> {
     let names = |o: &Outcome| o.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>();
     if names(old) != names(new) {
         return Err(format!("results {} become {}", names(old).join(", "), names(new).join(", ")));
     }
     let mut worst = 0.0f32;
-    for ((name, a), (_, b)) in old.iter().zip(new) {
+    for (((name, a), (_, b)), bound) in old.iter().zip(new).zip(bounds) {
         if a.len() != b.len() {
             return Err(format!("`{name}` has {} numbers, then {}", a.len(), b.len()));
         }
-        let (d, most) = match bound {
+        let (d, most) = match *bound {
             Bound::Most(most) => (gap(a, b), most),
             Bound::Mean(most) => (mean_gap(a, b), most),
         };
@@ -58,6 +58,10 @@ pub fn mean_gap(a: &[f32], b: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn distance(old: &Outcome, new: &Outcome, bound: Bound) -> Result<f32, String> {
+        super::distance(old, new, &vec![bound; old.len()])
+    }
 
     #[test]
     fn differences_are_seen() {

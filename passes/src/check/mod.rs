@@ -4,6 +4,7 @@
 //! slow; it is meant for small models and for finding out which pass is wrong.
 
 pub(crate) mod compare;
+mod exact;
 mod inputs;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ use crate::Numerics;
 use crate::eqsat::Exact;
 use crate::manager::{Ir, Pass, PassError};
 pub use compare::distance;
+pub use exact::{narrows, rounds, unrounded};
 pub use inputs::{Inputs, Random, pick};
 
 /// How to check.
@@ -53,21 +55,37 @@ pub struct Checker {
     check: Check,
     inputs: Option<Inputs>,
     last: Option<Outcome>,
+    /// What rounding activations to 8 bits does to each result, in the mean; none where only a program is known.
+    drift: Option<Vec<(String, f32)>>,
+}
+
+/// How two outcomes are compared.
+struct Compared {
+    old: Outcome,
+    new: Outcome,
+    what: &'static str,
+    bounds: Vec<Bound>,
 }
 
 impl Checker {
     /// Nothing interpreted so far.
     pub fn new(check: &Check) -> Checker {
-        Checker { check: *check, inputs: None, last: None }
+        Checker { check: *check, inputs: None, last: None, drift: None }
     }
 
     /// Compares what a pass was given with what it made. Says what was compared.
+    ///
+    /// With fast numerics, passes that rewrite graphs are checked without the rounding of activations to 8 bits ([`unrounded`]). Where
+    /// both sides round, loops that sum in another order may round a number to the neighbouring step, so that they are as far from the
+    /// graph's results, at most, as both are from those without rounding.
     ///
     /// # Errors
     /// Results that differ, or IR that can not be interpreted.
     pub fn pass(&mut self, pass: &Pass, numerics: Numerics, before: &Ir, after: &Ir) -> Result<String, PassError> {
         let name = pass.name;
         let unchecked = |what: String| PassError::Unchecked { pass: name, what };
+        let asked = self.check.tolerance.is_some();
+        let failed = |what: String| PassError::Check { pass: name, what, asked };
         // A pass may narrow sizes: inputs are made for those that both sides admit.
         let sizes = inputs::pick(syms(after), self.check.seed);
         if self.inputs.as_ref().is_none_or(|i| i.sizes() != sizes) {
@@ -79,25 +97,74 @@ impl Checker {
             Some(old) => old,
             None => inputs.run(before).map_err(unchecked)?,
         };
-        let new = inputs.run(after).map_err(|what| PassError::Check { pass: name, what })?;
-        let approximate = numerics == Numerics::Fast && pass.numbers == Exact::Reassociates;
-        let bound = match self.check.tolerance {
-            Some(t) => Bound::Most(t),
-            None => Bound::of(if approximate { Exact::Approximates } else { pass.numbers }),
-        };
-        let hint = match approximate && self.check.tolerance.is_none() {
-            true => "; steps of 8 bits add up over layers: check with strict numerics, or give a tolerance",
-            false => "",
-        };
-        let worst = distance(&old, &new, bound)
-            .map_err(|what| PassError::Check { pass: name, what: format!("{what}{hint}") })?;
+        let new = inputs.run(after).map_err(|what| PassError::Check { pass: name, what, asked: false })?;
         let count: usize = new.iter().map(|(_, v)| v.len()).sum();
         if count == 0 {
             return Err(unchecked("it has no results and no states".into()));
         }
+        if let Some(drift) = drift(inputs, after, &new).map_err(unchecked)? {
+            self.drift = Some(drift);
+        }
+        let c = self.compared(pass, numerics, (before, &old), (after, &new)).map_err(unchecked)?;
+        let worst = distance(&c.old, &c.new, &c.bounds).map_err(failed)?;
         self.last = Some(new);
-        Ok(format!("{count} numbers, {worst:.1e} apart"))
+        let drift = self.drift.iter().flatten().fold(0.0f32, |m, (_, d)| m.max(*d));
+        let drift = if drift > 0.0 { format!("; 8 bits move results by {drift:.1e}") } else { String::new() };
+        Ok(format!("{count} numbers{}, {worst:.1e} apart{drift}", c.what))
     }
+
+    fn compared(
+        &self,
+        pass: &Pass,
+        numerics: Numerics,
+        (before, old): (&Ir, &Outcome),
+        (after, new): (&Ir, &Outcome),
+    ) -> Result<Compared, String> {
+        let all = |bound: Bound| vec![bound; old.len()];
+        let as_they_are = |bounds: Vec<Bound>| Ok(Compared { old: old.clone(), new: new.clone(), what: "", bounds });
+        if let Some(most) = self.check.tolerance {
+            return as_they_are(all(Bound::Most(most)));
+        }
+        if numerics == Numerics::Strict || pass.numbers == Exact::Bitwise {
+            return as_they_are(all(Bound::of(pass.numbers)));
+        }
+        match (before, after, &self.inputs) {
+            (Ir::Graph(a), Ir::Graph(b), Some(inputs)) => {
+                let narrow = narrows(a) && pass.numbers != Exact::Bitwise;
+                let bounds = all(Bound::of(if narrow { Exact::Approximates } else { pass.numbers }));
+                if !rounds(a) && !rounds(b) {
+                    return as_they_are(bounds);
+                }
+                let run = |m| inputs.run(&Ir::Graph(unrounded(m).map_err(|e| e.message)?));
+                Ok(Compared { old: run(a)?, new: run(b)?, what: " before rounding", bounds })
+            }
+            _ => as_they_are(match &self.drift {
+                Some(drift) => {
+                    let of =
+                        |(name, _): &(String, Vec<f32>)| drift.iter().find(|(n, _)| n == name).map_or(0.0, |(_, d)| *d);
+                    old.iter().map(of).map(after_rounding).collect()
+                }
+                None => all(Bound::of(Exact::Approximates)),
+            }),
+        }
+    }
+}
+
+/// What two computations in another order may differ by if rounding to 8 bits moves each by `drift` in the mean.
+pub fn after_rounding(drift: f32) -> Bound {
+    if drift > 0.0 { Bound::Mean(1e-4 + 2.0 * drift) } else { Bound::of(Exact::Reassociates) }
+}
+
+/// How far the results of a graph are, in the mean, from what they are without rounding to 8 bits; none for a program.
+fn drift(inputs: &Inputs, ir: &Ir, rounded: &Outcome) -> Result<Option<Vec<(String, f32)>>, String> {
+    let Ir::Graph(m) = ir else { return Ok(None) };
+    if !rounds(m) {
+        return Ok(Some(vec![]));
+    }
+    let exact = inputs.run(&Ir::Graph(unrounded(m).map_err(|e| e.message)?))?;
+    let apart =
+        |((name, a), (_, b)): (&(String, Vec<f32>), &(String, Vec<f32>))| (name.clone(), compare::mean_gap(a, b));
+    Ok(Some(exact.iter().zip(rounded).map(apart).filter(|(_, d)| d.is_finite()).collect()))
 }
 
 fn syms(ir: &Ir) -> &Syms {

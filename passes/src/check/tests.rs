@@ -2,7 +2,7 @@
 
 use marquetry_ir::graph::{Attr, Op, parse_module};
 
-use super::{Check, Checker};
+use super::{Check, Checker, after_rounding, distance, unrounded};
 use crate::Numerics;
 use crate::manager::{self, Ir, Options, PASSES, PassError, bisect, default_pipeline};
 use crate::testing::data;
@@ -84,4 +84,65 @@ fn wrong_passes_are_caught() {
         caught += 1;
     }
     assert!(caught > 1, "{caught}");
+}
+
+/// A chain of layers with one quantized matrix each: steps of 8 bits add up, and are no fault of a pass.
+#[test]
+fn rounding_over_many_layers_is_no_fault() {
+    let layers = 24;
+    let mut text = String::from("param \"w\": gguf.q4_0[256, 256]\n\nfunc @f(%0 \"x\": f32[2, 256]) {\n");
+    text += "  %1 = param {name = \"w\"} : gguf.q4_0[256, 256]\n  %2 = dequant %1 : f32[256, 256]\n";
+    text += "  %3 = const {value = 1.0, shape = [256], dtype = f32} : f32[256]\n  %4 = rms_norm %0, %3 {eps = 0.00001} : f32[2, 256]\n";
+    for l in 0..layers {
+        let [a, b, c, d] = [4, 5, 6, 7].map(|v| v + 3 * l);
+        text += &format!(
+            "  %{b} = linear %{a}, %2 : f32[2, 256]\n  %{c} = tanh %{b} : f32[2, 256]\n  %{d} = rms_norm %{c}, %3 {{eps = 0.00001}} : f32[2, 256]\n"
+        );
+    }
+    text += &format!("  return \"y\" = %{}\n}}", 4 + 3 * layers);
+    let deep = parse_module(&text).unwrap();
+    let (_, reports) = manager::run(
+        Ir::Graph(deep),
+        "canon,eqsat,fuse,lower,schedule,plan",
+        &options(Numerics::Fast, 1),
+        &mut |_, _| {},
+    )
+    .unwrap();
+    let moved = |pass: &str| -> f32 {
+        let said = reports.passes.iter().find(|p| p.pass == pass).and_then(|p| p.checked.clone()).unwrap();
+        said.split("move results by ").nth(1).unwrap_or_else(|| panic!("{said}")).parse().unwrap()
+    };
+    assert!(moved("eqsat") > 0.05, "{} is too little to show anything", moved("eqsat"));
+    assert_eq!(moved("eqsat"), moved("plan"));
+}
+
+/// With fast numerics a rewrite that is wrong by less than 8 bits lose is seen.
+#[test]
+fn rounding_hides_no_wrong_rewrite() {
+    let module = |scale: &str| {
+        let text = format!(
+            "param \"w\": gguf.q4_1[32, 64]\nfunc @f(%0 \"x\": f32[2, 64]) {{\n  %1 = param {{name = \"w\"}} : gguf.q4_1[32, 64]\n  \
+             %2 = pack %1 {{elem = pack.b4g32f16z0mx15}} : pack.b4g32f16z0mx15[32, 64]\n  %3 = quantize %0 : act8[2, 64]\n  \
+             %4 = qlinear %3, %2 : f32[2, 32]\n  %5 = const {{value = {scale}, shape = [], dtype = f32}} : f32[]\n  \
+             %6 = mul %4, %5 : f32[2, 32]\n  return \"y\" = %6\n}}"
+        );
+        Ir::Graph(parse_module(&text).unwrap())
+    };
+    let eqsat = PASSES.iter().find(|p| p.name == "eqsat").unwrap();
+    let check = |after: Ir| {
+        Checker::new(&Check { seed: 0, tolerance: None }).pass(eqsat, Numerics::Fast, &module("1.0"), &after)
+    };
+    check(module("1.0")).unwrap();
+    assert!(matches!(check(module("1.001")), Err(PassError::Check { asked: false, .. })));
+    let Ir::Graph(m) = module("1.0") else { panic!("a program") };
+    let Ir::Graph(n) = read("eqsat/int8-linear.tir") else { panic!("a program") };
+    assert!(unrounded(&m).unwrap() != m && unrounded(&n).unwrap() == n);
+}
+
+#[test]
+fn two_roundings_are_as_far_apart_as_both_are_from_the_number() {
+    let o = |v: &[f32]| vec![("y".to_string(), v.to_vec())];
+    let apart = |d: f32| distance(&o(&[1.0, 1.0]), &o(&[1.0 + d, 1.0 - d]), &[after_rounding(0.01)]);
+    assert!(apart(0.015).is_ok() && apart(0.021).is_err());
+    assert!(distance(&o(&[1.0, 1.0]), &o(&[1.0002, 1.0]), &[after_rounding(0.0)]).is_err());
 }

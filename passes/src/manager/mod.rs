@@ -128,6 +128,8 @@ pub enum PassError {
         pass: &'static str,
         /// Which result, and by how much.
         what: String,
+        /// Against a tolerance that the caller gave, instead of what the pass promises.
+        asked: bool,
     },
     /// The IR can not be interpreted, so that nothing could be checked.
     #[error("pass `{pass}` can not be checked: {what}")]
