@@ -468,6 +468,7 @@ fn write(syms: &Syms, f: &Function, groups: &[BTreeSet<usize>]) -> Result<(Vec<F
         syms,
     };
     for (name, v) in &f.args {
+        w.b.loc = f.values[v.0 as usize].loc.clone();
         let new = w.b.arg(name.clone(), f.ty(*v).clone());
         w.map.insert(*v, new);
     }

@@ -317,6 +317,7 @@ fn calls(
     let mut b = Builder::new(&m.syms, Function::new(f.name.clone(), f.kind));
     let mut map: HashMap<Value, Value> = HashMap::new();
     for (name, v) in &f.args {
+        b.loc = f.values[v.0 as usize].loc.clone();
         map.insert(*v, b.arg(name.clone(), f.ty(*v).clone()));
     }
     for (i, p) in pieces.iter().enumerate() {

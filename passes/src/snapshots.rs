@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use marquetry_ir::graph::{parse_module, print_module, verify};
+use marquetry_ir::graph::{Loc, Module, parse_module, print_module, verify};
 use marquetry_ir::testing::gap;
 
 use crate::Numerics;
@@ -29,6 +29,7 @@ fn passes_give_what_is_written_down_and_keep_every_number() {
         let printed = print_module(&after);
         assert!(parse_module(&printed).unwrap() == after, "{name} does not read back");
         assert_eq!(result_types(&before), result_types(&after), "{name}");
+        assert_eq!(places(&before), places(&after), "{name}");
         for seed in 0..16 {
             let [a, b] = both(&before, &after, seed);
             assert!(gap(&a, &b) < 1e-5, "{name}, seed {seed}: {}", gap(&a, &b));
@@ -36,4 +37,10 @@ fn passes_give_what_is_written_down_and_keep_every_number() {
         }
         snapshot(path.with_extension("out"), &printed);
     }
+}
+
+/// Places of the entry's arguments.
+fn places(m: &Module) -> Vec<Option<Loc>> {
+    let f = m.entry().unwrap();
+    f.args.iter().map(|(_, v)| f.values[v.0 as usize].loc.clone()).collect()
 }

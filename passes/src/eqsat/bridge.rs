@@ -111,6 +111,7 @@ impl Region {
             reader: None,
         };
         for (name, v) in &f.args {
+            w.b.loc = f.values[v.0 as usize].loc.clone();
             let new = w.b.arg(name.clone(), f.ty(*v).clone());
             w.bind(*v, new);
         }
