@@ -39,6 +39,7 @@ pub mod exec;
 pub mod generate;
 pub mod inspect;
 pub mod model;
+pub mod start;
 pub mod watch;
 
 pub use error::{CODES, Error, Exit};

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use marquetry_passes::check::Check;
 use marquetry_passes::manager::{self, Ir, Options, Reports};
 use marquetry_runtime::files;
+use serde_json::{Value, json};
 use similar::{Algorithm, TextDiff};
 
 use crate::Error;
+use crate::start::Source;
 
 /// What to do beside running a pipeline.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +27,8 @@ pub struct Watch {
     pub pipeline: Option<String>,
     /// Report time, nodes and rewrites of each pass.
     pub times: bool,
+    /// Where the IR of an engine's functions is, if it is not traced.
+    pub from: Option<Source>,
     /// Where an engine reports to.
     pub log: Option<fn(&str)>,
 }
@@ -32,7 +36,7 @@ pub struct Watch {
 impl Watch {
     /// Is there anything to do?
     pub fn is_on(&self) -> bool {
-        let changed = self.pipeline.is_some() || self.rewrite_limit.is_some();
+        let changed = self.pipeline.is_some() || self.from.is_some() || self.rewrite_limit.is_some();
         changed || self.dump.is_some() || self.check.is_some() || self.explain || self.times
     }
 
@@ -77,6 +81,11 @@ impl Watch {
         }
         Ok((ir, reports))
     }
+}
+
+/// What rewriting did and which kernels there are, as data.
+pub fn explained(reports: &Reports) -> Value {
+    json!({ "rewriting": reports.eqsat, "kernels": reports.kernels })
 }
 
 /// Where the IR comes from, for dumps.

@@ -208,6 +208,51 @@ fn stages_can_be_seen_and_run_again() {
     );
 }
 
+/// What rewriting did is data on every verb that compiles, and every one goes on from dumps.
+#[test]
+fn verbs_that_compile_explain_and_start_from_dumps() {
+    let cli = Cli::new();
+    let model = case("llama/base");
+    let (model, dump) = (model.to_str().unwrap(), cli.at("dump"));
+    let dumps = dump.to_str().unwrap();
+    let json = |args: &[&str]| -> Value { serde_json::from_str(&cli.ok(args)).unwrap() };
+    let generate =
+        ["generate", model, "--tokens", "1,2,3", "-n", "4", "--temperature", "0", "--ignore-eos", "--json", "-q"];
+    let whole = json(&[&generate[..], &["--explain", "--dump-ir", dumps]].concat());
+    let stage = ["inspect", model, "--stage", "fused", "--explain", "--json", "-q"];
+    for bucket in ["decode", "prefill"] {
+        let seen = json(&[&stage[..], &["--bucket", bucket]].concat());
+        let explained = &whole["explain"][bucket];
+        assert!(explained["rewriting"][0]["taken"].as_array().is_some_and(|t| !t.is_empty()), "{explained}");
+        for key in ["rewriting", "kernels"] {
+            assert_eq!(explained[key], seen[key], "{bucket} {key}");
+        }
+        let file = dump.join(bucket).join("00-trace.tir");
+        let traced = file.to_str().unwrap();
+        // The sizes of a bucket are no part of the file.
+        let opt = json(&["opt", traced, "--compile-to", "fused", "--explain", "--json", "-q"]);
+        assert!(opt["rewriting"][0]["region"].is_string() && opt["kernels"][0]["names"].is_array(), "{opt}");
+        let from = [&stage[..], &["--bucket", bucket, "--compile-from", dumps, "--from-stage", "canon"]].concat();
+        assert_eq!(json(&from)["text"], seen["text"], "{bucket}");
+    }
+    let bench = ["bench", model, "--prompt", "3", "--gen", "2", "--reps", "1", "--json", "-q"];
+    assert!(json(&[&bench[..], &["--explain"]].concat())["explain"]["decode"]["kernels"].is_array());
+    assert!(json(&bench)["explain"].is_null());
+    for stage in ["trace", "eqsat", "plan"] {
+        let again = json(&[&generate[..], &["--compile-from", dumps, "--from-stage", stage]].concat());
+        assert_eq!(again["ids"], whole["ids"], "{stage}");
+    }
+    json(&[&bench[..], &["--compile-from", dumps]].concat());
+    // It is the dumps that are compiled.
+    fs::write(dump.join("prefill/04-eqsat.tir"), "not ir").unwrap();
+    let said = cli.fails(3, &[&generate[..], &["--compile-from", dumps, "--from-stage", "eqsat"]].concat());
+    assert!(said.contains("04-eqsat.tir:1:1"), "{said}");
+    cli.fails(2, &[&generate[..], &["--compile-from", cli.at("in").to_str().unwrap()]].concat());
+    cli.fails(2, &[&generate[..], &["--compile-from", dumps, "--from-stage", "lops"]].concat());
+    cli.fails(2, &[&generate[..], &["--compile-from", dumps, "--backend", "interp"]].concat());
+    cli.fails(2, &["inspect", model, "--compile-from", dumps]);
+}
+
 #[test]
 fn a_page_shows_the_whole_compilation() {
     let cli = Cli::new();

@@ -9,7 +9,7 @@ use marquetry::passes::Numerics;
 use serde_json::{Value, json};
 
 use super::info::peak_rss;
-use super::options::{EngineArgs, ModelArgs, rate};
+use super::options::{EngineArgs, ModelArgs, rate, with_explanation};
 use super::ui::Ui;
 
 #[derive(Debug, clap::Args)]
@@ -56,7 +56,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
         ui.progress(&format!("{i} of {}: prefill {p:.1} tokens/s, decode {d:.1} tokens/s", args.reps));
         reps.push(rep);
     }
-    let report = report(&engine, &reps, prompt.len(), count);
+    let report = with_explanation(report(&engine, &reps, prompt.len(), count), &engine);
     if args.json {
         return ui.json(&report);
     }

@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::json;
 
 use super::encode;
-use super::options::{EngineArgs, ModelArgs, stats_text};
+use super::options::{EngineArgs, ModelArgs, stats_text, with_explanation};
 use super::ui::Ui;
 
 #[derive(Debug, clap::Args)]
@@ -55,7 +55,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
     let vocab = engine.model().text.vocab;
     match &args.output {
         Some(path) => save(path, &logits, vocab, &engine.recurrent_states()?),
-        None => summary(&logits, vocab, args.json, ui),
+        None => summary(&logits, &engine, args.json, ui),
     }
 }
 
@@ -123,11 +123,13 @@ fn save(path: &Path, logits: &[f32], vocab: usize, states: &[RecurrentState]) ->
     Ok(files::write_file(path, &bytes)?)
 }
 
-fn summary(logits: &[f32], vocab: usize, as_json: bool, ui: &Ui) -> Result<(), Error> {
+fn summary(logits: &[f32], engine: &Engine, as_json: bool, ui: &Ui) -> Result<(), Error> {
+    let vocab = engine.model().text.vocab;
     let best = |row: &[f32]| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, v)| (i, *v));
     let rows: Vec<(usize, f32)> = logits.chunks(vocab.max(1)).filter_map(best).collect();
     if as_json {
-        return ui.json(&json!({ "argmax": rows.iter().map(|r| r.0).collect::<Vec<_>>(), "vocab": vocab }));
+        let best = json!({ "argmax": rows.iter().map(|r| r.0).collect::<Vec<_>>(), "vocab": vocab });
+        return ui.json(&with_explanation(best, engine));
     }
     rows.iter().enumerate().try_for_each(|(i, (id, v))| ui.line(&format!("{i}: token {id}, logit {v:.4}")))
 }

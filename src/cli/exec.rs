@@ -10,13 +10,13 @@ use marquetry::frontend::safetensors::Safetensors;
 use marquetry::passes::Numerics;
 use marquetry::passes::check::{Bound, Inputs, Outcome, distance};
 use marquetry::passes::eqsat::Exact;
-use marquetry::passes::manager::{Ir, Options, TRACE, pipeline_between};
+use marquetry::passes::manager::{Ir, Options, pipeline_between};
 use marquetry::runtime::files;
+use marquetry::start::{Source, Start};
 use marquetry::watch::Place;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::{Value, json};
 
-use super::opt::read;
 use super::options::{BackendArg, NumericsArg, WatchArgs};
 use super::ui::Ui;
 
@@ -58,8 +58,9 @@ fn size(text: &str) -> Result<(String, i64), String> {
 }
 
 pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
-    let (ir, record) = read(&args.file)?;
-    let numerics = args.numerics.map(Numerics::from).or(record.numerics).unwrap_or(Numerics::Strict);
+    let source = Source { path: args.file.clone(), stage: None };
+    let Start { ir, stage, numerics, .. } = source.read()?;
+    let numerics = args.numerics.map(Numerics::from).or(numerics).unwrap_or(Numerics::Strict);
     let inputs = inputs(&ir, args)?;
     let with = |backend: BackendArg| match (backend, &ir) {
         (BackendArg::Interp, _) => exec::interpret(&ir, &inputs),
@@ -69,10 +70,9 @@ pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
             exec::compiled(p, &inputs, numerics, args.threads.into())
         }
         (BackendArg::Cranelift, Ir::Graph(_)) => {
-            let from = record.stage.unwrap_or(TRACE);
             let options = Options { numerics, ..Options::default() };
-            let place = Place { stage: from, sub: None };
-            let pipeline = pipeline_between(from, None)?;
+            let place = Place { stage: &stage, sub: None };
+            let pipeline = pipeline_between(&stage, None)?;
             let watch = args.watch.watch();
             match watch.run(ir.clone(), &pipeline, &options, place, &mut |line| ui.progress(line))?.0 {
                 Ir::Program(p) => exec::compiled(&p, &inputs, numerics, args.threads.into()),

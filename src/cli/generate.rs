@@ -10,7 +10,7 @@ use marquetry::generate::{Limits, generate};
 use marquetry::model::LoadedModel;
 use serde_json::{Value, json};
 
-use super::options::{EngineArgs, ModelArgs, SamplerArgs, stats_json, stats_text};
+use super::options::{EngineArgs, ModelArgs, SamplerArgs, stats_json, stats_text, with_explanation};
 use super::ui::Ui;
 
 #[derive(Debug, clap::Args)]
@@ -53,10 +53,11 @@ pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
     if args.json {
         let out = generate(&mut engine, &prompt, args.sampler.params(), &limits, &mut |_| true)?;
         let text = engine.model().tokenizer.as_ref().map(|t| t.decode(&out.ids));
-        return ui.json(&json!({
+        let report = json!({
             "ids": out.ids, "text": text, "finish": out.finish.name(), "prompt_tokens": prompt.len(),
             "stats": stats_json(&engine),
-        }));
+        });
+        return ui.json(&with_explanation(report, &engine));
     }
     stream(&mut engine, &prompt, args, &limits, ui)?;
     ui.progress(&stats_text(&engine));

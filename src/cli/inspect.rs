@@ -12,13 +12,13 @@ use marquetry::ir::program::Program;
 use marquetry::model::LoadedModel;
 use marquetry::passes::Numerics;
 use marquetry::passes::dot::dot;
-use marquetry::passes::manager::{self, Ir, Options, Recorded, TRACE, pipeline_between, print};
+use marquetry::passes::manager::{self, Ir, Options, TRACE, pipeline_between, print};
 use marquetry::runtime::files::write_file;
-use marquetry::watch::Place;
+use marquetry::start::{Source, Start};
+use marquetry::watch::{Place, explained};
 use serde_json::{Value, json};
 
-use super::opt::read;
-use super::options::{ModelArgs, NumericsArg, WatchArgs};
+use super::options::{FromArgs, ModelArgs, NumericsArg, WatchArgs};
 use super::ui::Ui;
 
 #[derive(Debug, clap::Args)]
@@ -34,14 +34,10 @@ pub struct Args {
     /// What may happen to numbers [default: fast for quantized weights, strict otherwise].
     #[arg(long, value_enum)]
     numerics: Option<NumericsArg>,
-    /// Start from the IR in FILE instead of the traced module.
-    #[arg(long, value_name = "FILE", requires = "stage")]
-    compile_from: Option<PathBuf>,
-    /// The stage that FILE is at [default: what it records, or trace].
-    #[arg(long, value_name = "STAGE", requires = "compile_from")]
-    from_stage: Option<String>,
     #[command(flatten)]
     watch: WatchArgs,
+    #[command(flatten)]
+    from: FromArgs,
     /// Write a page that shows every stage, the kernels, the memory plan and the weights; it loads nothing.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["stage", "json"])]
     html: Option<PathBuf>,
@@ -101,6 +97,9 @@ enum BucketArg {
 }
 
 pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
+    if args.stage.is_none() && args.from.compile_from.is_some() {
+        return Err(Error::usage("--compile-from goes on from IR to a stage; name it with --stage"));
+    }
     let path = Path::new(&args.model.model);
     if args.stage.is_none() && path.extension().is_some_and(|e| e == "safetensors") {
         return tensors_of_file(path, args.json, ui);
@@ -171,13 +170,12 @@ fn write_html(model: &LoadedModel, file: &Path, args: &Args, ui: &Ui) -> Result<
 
 fn show(model: &LoadedModel, stage: Stage, args: &Args, ui: &Ui) -> Result<(), Error> {
     let (bucket, options) = compile_options(model, args);
-    let (ir, record) = match &args.compile_from {
-        Some(file) => read(file)?,
-        None => (Ir::Graph(model.bound_module()?), Recorded::default()),
+    let (ir, from) = match args.from.source() {
+        Some(source) => start(&source, bucket)?,
+        None => (Ir::Graph(model.bound_module()?), TRACE.to_string()),
     };
-    let from = args.from_stage.as_deref().or(record.stage).unwrap_or(TRACE);
-    let pipeline = pipeline_between(from, Some(stage.name()))?;
-    let place = Place { stage: from, sub: None };
+    let pipeline = pipeline_between(&from, Some(stage.name()))?;
+    let place = Place { stage: &from, sub: None };
     let (ir, reports) = args.watch.watch().run(ir, &pipeline, &options, place, &mut |line| ui.progress(line))?;
     if let Some(file) = &args.dot {
         write_dot(file, &ir)?;
@@ -195,10 +193,18 @@ fn show(model: &LoadedModel, stage: Stage, args: &Args, ui: &Ui) -> Result<(), E
     }
     let mut out = json!({ "stage": stage, "bucket": bucket.name(), "text": text });
     if args.watch.explain {
-        out["rewriting"] = json!(reports.eqsat);
-        out["kernels"] = json!(reports.kernels);
+        if let (Value::Object(explained), Some(out)) = (explained(&reports), out.as_object_mut()) {
+            out.extend(explained);
+        }
     }
     ui.json(&out)
+}
+
+/// The IR that is given: that of the bucket, where the dumps of an engine are.
+fn start(source: &Source, bucket: Bucket) -> Result<(Ir, String), Error> {
+    let of_bucket = if source.path.join(bucket.name()).is_dir() { source.bucket(bucket)? } else { None };
+    let Start { ir, stage, .. } = of_bucket.map_or_else(|| source.read(), Ok)?;
+    Ok((ir, stage))
 }
 
 fn write_dot(file: &Path, ir: &Ir) -> Result<(), Error> {

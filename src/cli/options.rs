@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use marquetry::Error;
-use marquetry::engine::{Backend, Engine, EngineOptions, Stats};
+use marquetry::engine::{Backend, Bucket, Engine, EngineOptions, Stats};
 use marquetry::model::{LoadOptions, LoadedModel, cache_dir};
 use marquetry::passes::Numerics;
 use marquetry::passes::check::Check;
+use marquetry::passes::manager::Reports;
 use marquetry::runtime::sampler::SamplerParams;
-use marquetry::watch::Watch;
+use marquetry::start::Source;
+use marquetry::watch::{Watch, explained};
 use serde_json::{Value, json};
 
 use super::ui::Ui;
@@ -80,21 +82,30 @@ impl WatchArgs {
             check: (self.check_pass || self.check_tolerance.is_some()).then_some(check),
             explain: self.explain,
             pipeline: None,
+            from: None,
             times: self.time_passes,
             log: Some(|line| eprintln!("{line}")),
         }
     }
 }
 
-/// From which stage to which.
+/// Where compilation starts instead of at the model.
 #[derive(Clone, Debug, Args)]
-pub struct StageArgs {
-    /// The stage that the file is at [default: what it records, or trace].
-    #[arg(long, value_name = "STAGE")]
+#[command(next_help_heading = "Passes")]
+pub struct FromArgs {
+    /// Start from the IR in PATH: a directory that --dump-ir wrote, or, where there is one function, a file.
+    #[arg(long, value_name = "PATH")]
+    pub compile_from: Option<PathBuf>,
+    /// The stage that a file is at [default: what it records, or trace], or the one to take of a directory [default: the last].
+    #[arg(long, value_name = "STAGE", requires = "compile_from")]
     pub from_stage: Option<String>,
-    /// Run the passes up to this stage.
-    #[arg(long, value_name = "STAGE")]
-    pub compile_to: Option<String>,
+}
+
+impl FromArgs {
+    /// Where the IR is, if it is given.
+    pub fn source(&self) -> Option<Source> {
+        self.compile_from.clone().map(|path| Source { path, stage: self.from_stage.clone() })
+    }
 }
 
 /// What runs the model.
@@ -144,6 +155,8 @@ pub struct EngineArgs {
     pub no_cache: bool,
     #[command(flatten)]
     pub watch: WatchArgs,
+    #[command(flatten)]
+    pub from: FromArgs,
 }
 
 impl EngineArgs {
@@ -158,7 +171,7 @@ impl EngineArgs {
             threads: self.threads.map_or(0, usize::from),
             context: self.context.map_or(0, |c| c as usize),
             cache: self.cache(),
-            watch: self.watch.watch(),
+            watch: Watch { from: self.from.source(), ..self.watch.watch() },
         }
     }
 
@@ -234,6 +247,15 @@ pub fn stats_json(engine: &Engine) -> Value {
         "prefill_tokens": prefill_tokens, "prefill_tok_s": rate(prefill_tokens, prefill_s),
         "decode_tokens": decode_tokens, "decode_tok_s": rate(decode_tokens, decode_s),
     })
+}
+
+/// JSON with what the passes of each compiled function did, where --explain asks for it.
+pub fn with_explanation(mut out: Value, engine: &Engine) -> Value {
+    if engine.options().watch.explain {
+        let of = |(bucket, reports): &(Bucket, Reports)| (bucket.name().to_string(), explained(reports));
+        out["explain"] = Value::Object(engine.reports().iter().map(of).collect());
+    }
+    out
 }
 
 /// Times and counts for people.

@@ -7,7 +7,7 @@ use marquetry::Error;
 use marquetry::engine::{Engine, Rows};
 use serde_json::json;
 
-use super::options::{EngineArgs, ModelArgs, stats_json, stats_text};
+use super::options::{EngineArgs, ModelArgs, stats_json, stats_text, with_explanation};
 use super::ui::Ui;
 
 #[derive(Debug, clap::Args)]
@@ -43,9 +43,9 @@ pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
     }
     let mean = mean(&nll);
     match args.json {
-        true => ui.json(&json!({
+        true => ui.json(&with_explanation(json!({
             "mean_nll": mean, "perplexity": mean.exp(), "tokens": ids.len(), "nll": nll, "stats": stats_json(&engine),
-        })),
+        }), &engine)),
         false => ui.line(&format!("mean nll {mean:.4}, perplexity {:.3}, {} tokens", mean.exp(), ids.len())),
     }
 }

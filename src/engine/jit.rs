@@ -9,6 +9,7 @@ use marquetry_codegen::cranelift::{self, CraneliftOptions};
 use marquetry_ir::graph::Module;
 use marquetry_ir::program::Program;
 use marquetry_passes::Numerics;
+use marquetry_passes::manager::Reports;
 use marquetry_runtime::{Arena, Code, Function, Pool, RuntimeError, States};
 
 use super::programs::{self, Bucket, bucket_options};
@@ -30,6 +31,7 @@ pub(super) struct Jit {
     states: Option<States>,
     arena: Arena,
     pool: Pool,
+    reports: Vec<(Bucket, Reports)>,
 }
 
 impl Jit {
@@ -46,6 +48,7 @@ impl Jit {
             states: None,
             arena: Arena::default(),
             pool: Pool::new(options.threads)?,
+            reports: vec![],
         })
     }
 
@@ -53,7 +56,11 @@ impl Jit {
         let start = Instant::now();
         let options = bucket_options(bucket, self.numerics, self.options.context);
         let (program, cached) = match self.options.watch.is_on() {
-            true => (programs::watched(&self.module, bucket, &options, &self.options.watch)?, false),
+            true => {
+                let (program, reports) = programs::watched(&self.module, bucket, &options, &self.options.watch)?;
+                self.reports.push((bucket, reports));
+                (program, false)
+            }
             false => programs::program(&self.module, &options, self.options.cache.as_deref())?,
         };
         let code = generate(&program, self.numerics)?;
@@ -86,6 +93,10 @@ fn sizes(f: &Function, args: &StepArgs<'_>, pages: usize) -> Result<Vec<i64>, Er
 }
 
 impl Machine for Jit {
+    fn reports(&self) -> &[(Bucket, Reports)] {
+        &self.reports
+    }
+
     fn state(&self, name: &str) -> Option<Vec<f32>> {
         Some(bytemuck::cast_slice(self.states.as_ref()?.get(name)?).to_vec())
     }

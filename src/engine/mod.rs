@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use marquetry_ir::graph::Ty;
 use marquetry_passes::Numerics;
+use marquetry_passes::manager::Reports;
 use marquetry_runtime::kv::{PagedKv, SeqId, StepInputs};
 use marquetry_runtime::{AlignedBytes, RuntimeError};
 
@@ -156,6 +157,10 @@ trait Machine {
     /// Computes the outputs by name, each `[rows, width]`.
     fn step(&mut self, args: &StepArgs<'_>, outputs: &mut [(&str, &mut [f32])], stats: &mut Stats)
     -> Result<(), Error>;
+    /// What the passes of each function did, where they were watched.
+    fn reports(&self) -> &[(Bucket, Reports)] {
+        &[]
+    }
     /// Compiles what is not compiled yet.
     fn prepare(&mut self, bucket: Bucket, stats: &mut Stats) -> Result<(), Error>;
 }
@@ -190,6 +195,11 @@ impl Engine {
         if options.context > most {
             let what = format!("a context of {} positions; the model was made for {most}", options.context);
             return Err(Error::usage(what));
+        }
+        if options.backend == Backend::Interp && options.watch.from.is_some() {
+            return Err(Error::usage(
+                "the interpreter runs the model as it is traced; IR to start from needs a compiler",
+            ));
         }
         if options.context == 0 {
             options.context = most.min(DEFAULT_CONTEXT);
@@ -228,6 +238,11 @@ impl Engine {
     /// The model.
     pub fn model(&self) -> &LoadedModel {
         &self.model
+    }
+
+    /// What the passes of each compiled function did, where they were watched.
+    pub fn reports(&self) -> &[(Bucket, Reports)] {
+        self.machine.reports()
     }
 
     /// The model, to keep beside a running engine.

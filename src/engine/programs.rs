@@ -8,7 +8,7 @@ use marquetry_ir::program::Program;
 use marquetry_ir::text::{parse_program, print_program};
 use marquetry_passes::Numerics;
 use marquetry_passes::bind::Narrow;
-use marquetry_passes::manager::{self, Ir, Options, PassError, TRACE, default_pipeline};
+use marquetry_passes::manager::{self, Ir, Options, PassError, Reports, TRACE, pipeline_between};
 use marquetry_runtime::files::{self, Cache, Key};
 
 use crate::Error;
@@ -28,6 +28,9 @@ pub enum Bucket {
 }
 
 impl Bucket {
+    /// All of them.
+    pub const ALL: [Bucket; 2] = [Bucket::Decode, Bucket::Prefill];
+
     /// Its name in options and dumps.
     pub fn name(self) -> &'static str {
         match self {
@@ -50,13 +53,20 @@ pub fn bucket_options(bucket: Bucket, numerics: Numerics, context: usize) -> Opt
     Options { numerics, sizes, ..Options::default() }
 }
 
-/// The program of a module, made while its passes are watched.
-pub(super) fn watched(module: &Module, bucket: Bucket, options: &Options, watch: &Watch) -> Result<Program, Error> {
-    let place = Place { stage: TRACE, sub: Some(bucket.name()) };
+/// The program of a module, or of the IR that the watch starts from, made while its passes are watched.
+pub(super) fn watched(
+    module: &Module,
+    bucket: Bucket,
+    options: &Options,
+    watch: &Watch,
+) -> Result<(Program, Reports), Error> {
+    let given = watch.from.as_ref().map(|from| from.bucket(bucket)).transpose()?.flatten();
+    let (ir, stage) = given.map_or((Ir::Graph(module.clone()), TRACE.into()), |start| (start.ir, start.stage));
+    let place = Place { stage: &stage, sub: Some(bucket.name()) };
     let mut say = |line: &str| watch.log.iter().for_each(|log| log(line));
-    let pipeline = watch.pipeline.clone().unwrap_or_else(default_pipeline);
-    match watch.run(Ir::Graph(module.clone()), &pipeline, options, place, &mut say)? {
-        (Ir::Program(p), _) => Ok(*p),
+    let pipeline = watch.pipeline.clone().map_or_else(|| pipeline_between(&stage, None), Ok)?;
+    match watch.run(ir, &pipeline, options, place, &mut say)? {
+        (Ir::Program(p), reports) => Ok((*p, reports)),
         (Ir::Graph(_), _) => Err(PassError::Level { pass: "plan", wants: "a lowered program" }.into()),
     }
 }

@@ -16,7 +16,7 @@ use crate::eqsat::{self, cost::Target};
 use crate::{Numerics, bind};
 
 pub use pipeline::{Names, OptionDecl, OptionKind, PipelineError, Step, parse as parse_pipeline};
-pub use resume::{Recorded, bisect, dump, pipeline_between, recorded};
+pub use resume::{Recorded, bisect, dump, pipeline_between, recorded, stage_name};
 pub use rewrites::Rewrites;
 pub use table::{Cx, PASSES, Pass, TRACE, documentation};
 

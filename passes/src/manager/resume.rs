@@ -44,15 +44,24 @@ fn stage_at(passes: usize) -> &'static str {
     passes.checked_sub(1).map_or(TRACE, |i| PASSES[i].stage)
 }
 
+fn find(stage: &str) -> Result<usize, PassError> {
+    let near = suggest(stage, std::iter::once(TRACE).chain(PASSES.iter().map(|p| p.stage)));
+    position(stage).ok_or_else(|| PassError::Stage { what: format!("no stage `{stage}`{near}") })
+}
+
+/// What dumps call a stage that may be named by its pass.
+///
+/// # Errors
+/// A stage that does not exist.
+pub fn stage_name(stage: &str) -> Result<&'static str, PassError> {
+    find(stage).map(stage_at)
+}
+
 /// The passes of the default pipeline from one stage to another; to the end if that is not given.
 ///
 /// # Errors
 /// A stage that does not exist, or the later one before the earlier.
 pub fn pipeline_between(from: &str, to: Option<&str>) -> Result<String, PassError> {
-    let find = |stage: &str| {
-        let near = suggest(stage, std::iter::once(TRACE).chain(PASSES.iter().map(|p| p.stage)));
-        position(stage).ok_or_else(|| PassError::Stage { what: format!("no stage `{stage}`{near}") })
-    };
     let first = find(from)?;
     let last = to.map_or(Ok(PASSES.len()), find)?;
     if last < first {
