@@ -162,9 +162,8 @@ fn drift(inputs: &Inputs, ir: &Ir, rounded: &Outcome) -> Result<Option<Vec<(Stri
         return Ok(Some(vec![]));
     }
     let exact = inputs.run(&Ir::Graph(unrounded(m).map_err(|e| e.message)?))?;
-    let apart =
-        |((name, a), (_, b)): (&(String, Vec<f32>), &(String, Vec<f32>))| (name.clone(), compare::mean_gap(a, b));
-    Ok(Some(exact.iter().zip(rounded).map(apart).filter(|(_, d)| d.is_finite()).collect()))
+    let apart = exact.iter().zip(rounded).map(|((name, a), (_, b))| (name.clone(), compare::mean_gap(a, b)));
+    Ok(Some(apart.filter(|(_, d)| d.is_finite()).collect()))
 }
 
 fn syms(ir: &Ir) -> &Syms {
