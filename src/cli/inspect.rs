@@ -15,10 +15,10 @@ use marquetry::passes::dot::dot;
 use marquetry::passes::manager::{self, Ir, Options, TRACE, pipeline_between, print};
 use marquetry::runtime::files::write_file;
 use marquetry::start::{Source, Start};
-use marquetry::watch::{Place, explained};
+use marquetry::watch::Place;
 use serde_json::{Value, json};
 
-use super::options::{FromArgs, ModelArgs, NumericsArg, WatchArgs};
+use super::options::{FromArgs, ModelArgs, NumericsArg, WatchArgs, with_reports};
 use super::ui::Ui;
 
 #[derive(Debug, clap::Args)]
@@ -191,13 +191,8 @@ fn show(model: &LoadedModel, stage: Stage, args: &Args, ui: &Ui) -> Result<(), E
     if !args.json {
         return ui.print(&text);
     }
-    let mut out = json!({ "stage": stage, "bucket": bucket.name(), "text": text });
-    if args.watch.explain {
-        if let (Value::Object(explained), Some(out)) = (explained(&reports), out.as_object_mut()) {
-            out.extend(explained);
-        }
-    }
-    ui.json(&out)
+    let out = json!({ "stage": stage, "bucket": bucket.name(), "text": text });
+    ui.json(&with_reports(out, &reports, &args.watch))
 }
 
 /// The IR that is given: that of the bucket, where the dumps of an engine are.

@@ -7,10 +7,10 @@ use marquetry::passes::Numerics;
 use marquetry::passes::check::Check;
 use marquetry::passes::manager::{Ir, Options, bisect, pipeline_between, print};
 use marquetry::start::{Source, Start};
-use marquetry::watch::{Place, explained};
-use serde_json::{Value, json};
+use marquetry::watch::Place;
+use serde_json::json;
 
-use super::options::{NumericsArg, WatchArgs};
+use super::options::{NumericsArg, WatchArgs, with_reports};
 use super::ui::Ui;
 
 #[derive(Debug, clap::Args)]
@@ -67,11 +67,8 @@ pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
         })
     };
     let passes: Vec<_> = reports.passes.iter().map(pass).collect();
-    let mut out = json!({ "text": print(&ir), "passes": passes, "rewrites": reports.rewrites });
-    if let (true, Value::Object(explained), Some(out)) = (watch.explain, explained(&reports), out.as_object_mut()) {
-        out.extend(explained);
-    }
-    ui.json(&out)
+    let out = json!({ "text": print(&ir), "passes": passes, "rewrites": reports.rewrites });
+    ui.json(&with_reports(out, &reports, &args.watch))
 }
 
 fn find(ir: &Ir, pipeline: &str, options: &Options, as_json: bool, ui: &Ui) -> Result<(), Error> {

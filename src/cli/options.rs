@@ -249,6 +249,14 @@ pub fn stats_json(engine: &Engine) -> Value {
     })
 }
 
+/// JSON with what the passes did, where --explain asks for it.
+pub fn with_reports(mut out: Value, reports: &Reports, watch: &WatchArgs) -> Value {
+    if let (true, Value::Object(all), Some(out)) = (watch.explain, explained(reports), out.as_object_mut()) {
+        out.extend(all);
+    }
+    out
+}
+
 /// JSON with what the passes of each compiled function did, where --explain asks for it.
 pub fn with_explanation(mut out: Value, engine: &Engine) -> Value {
     if engine.options().watch.explain {
