@@ -34,6 +34,7 @@ pub use llama::LlamaConfig;
 pub use rope::RopeScaling;
 
 use crate::gguf::Gguf;
+use crate::gguf::formats::{FORMATS, Format};
 use crate::json::{self, JsonError};
 use crate::models::ARCHITECTURES;
 use crate::suggest;
@@ -64,13 +65,19 @@ pub struct ModelConfig {
 }
 
 fn architecture(name: &str) -> Result<String, ConfigError> {
-    let known = || ARCHITECTURES.iter().flat_map(|a| a.types).copied();
-    if let Some(arch) = ARCHITECTURES.iter().find(|a| a.types.contains(&name)) {
-        return Ok(arch.name.to_owned());
+    match ARCHITECTURES.iter().find(|a| a.types.contains(&name)) {
+        Some(arch) => Ok(arch.name.to_owned()),
+        None => Err(unknown(name, ARCHITECTURES.iter().flat_map(|a| a.types).copied())),
     }
+}
+
+/// What is said of an architecture that is not among those known.
+fn unknown(name: &str, known: impl Iterator<Item = &'static str> + Clone) -> ConfigError {
     let shown: String = name.chars().take(80).flat_map(char::escape_debug).collect();
-    let nearest = suggest::nearest_text(name, known());
-    Err(ConfigError::Architecture { arch: shown, nearest, known: known().collect::<Vec<_>>().join(", ") })
+    let nearest = suggest::nearest_text(name, known.clone());
+    let mut known: Vec<_> = known.collect();
+    known.dedup();
+    ConfigError::Architecture { arch: shown, nearest, known: known.join(", ") }
 }
 
 fn object(text: &[u8]) -> Result<Map<String, Value>, ConfigError> {
@@ -158,8 +165,11 @@ impl ModelConfig {
     pub fn from_gguf(file: &Gguf) -> Result<ModelConfig, ConfigError> {
         let name = file.str("general.architecture")?;
         let name = name.ok_or_else(|| ConfigError::Missing { key: "general.architecture".to_owned() })?;
-        let arch = architecture(name)?;
-        let values = gguf::translate(name, &arch, file)?;
-        Ok(ModelConfig { arch, values, source: Source::Gguf, accepted: Vec::new() })
+        let format = match Format::of(name, file)? {
+            Some(format) => format,
+            None => return Err(unknown(name, FORMATS.iter().map(|f| f.gguf))),
+        };
+        let values = gguf::translate(format, file)?;
+        Ok(ModelConfig { arch: format.model.to_owned(), values, source: Source::Gguf, accepted: Vec::new() })
     }
 }

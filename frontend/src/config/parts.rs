@@ -12,8 +12,15 @@ impl Keys<'_> {
         classes.is_some_and(|all| all.iter().any(|c| c.as_str() == Some(name)))
     }
 
-    /// Rotated features of a head: `partial_rotary_factor` of them.
+    /// Rotated features of a head: `rotary_dim`, or `partial_rotary_factor` of them.
     pub fn rotary_dim(&mut self, head_dim: usize, default: f64) -> usize {
+        if let Some(dim) = self.int_or_null("rotary_dim", 2..=head_dim.max(2)) {
+            self.harmless(&["partial_rotary_factor"]);
+            if !dim.is_multiple_of(2) {
+                self.errors.push(ConfigError::HeadDim { found: dim });
+            }
+            return dim;
+        }
         let nested = self.get("rope_parameters").and_then(|r| r.get("partial_rotary_factor")).and_then(Value::as_f64);
         let factor = self.float("partial_rotary_factor", 0.0..=1.0, nested.unwrap_or(default)).clamp(0.0, 1.0);
         #[allow(clippy::cast_possible_truncation, reason = "the product is at most the head size")]

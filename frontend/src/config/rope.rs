@@ -117,7 +117,9 @@ pub(super) fn scaling(value: &Value, given: &Given) -> Result<RopeScaling, Strin
         "yarn" => {
             &["factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate"]
         }
-        "longrope" => &["short_factor", "long_factor", "original_max_position_embeddings", "factor"],
+        "longrope" => {
+            &["short_factor", "long_factor", "original_max_position_embeddings", "factor", "attention_factor"]
+        }
         "llama3" => &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
         "factors" if source == Source::Gguf => &["factors"],
         _ => {
@@ -168,7 +170,7 @@ pub(super) fn scaling(value: &Value, given: &Given) -> Result<RopeScaling, Strin
                 short_factor: factors("short_factor")?,
                 long_factor: factors("long_factor")?,
                 original_max_position_embeddings: original,
-                attention_factor: if stretch <= 1.0 || original < 2 { 1.0 } else { grown },
+                attention_factor: or("attention_factor", if stretch <= 1.0 || original < 2 { 1.0 } else { grown })?,
             })
         }
         "linear" => Ok(RopeScaling::Linear { factor: number("factor")? }),

@@ -15,6 +15,7 @@
 )]
 
 mod error;
+pub(crate) mod formats;
 mod read;
 mod split;
 mod value;

@@ -20,8 +20,8 @@ pub struct Baichuan {
 
 impl CausalLm for Baichuan {
     fn from_keys(keys: &mut Keys<'_>) -> (Baichuan, Common) {
-        // Only the 13B models say `model_max_length`.
-        let sloped = !keys.has("max_position_embeddings");
+        // Only the 13B models say `model_max_length`; in GGUF files, their layers tell them.
+        let sloped = !keys.has("max_position_embeddings") || keys.bool("alibi", false);
         keys.rename(&[("model_max_length", "max_position_embeddings")]);
         let c = keys.common(&Defaults { max_position_embeddings: Some(4096), ..Defaults::default() });
         keys.one_of("hidden_act", &["silu"]);

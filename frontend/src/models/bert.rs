@@ -64,7 +64,7 @@ struct Pooler {
 pub struct Bert {
     embeddings: Embeddings,
     encoder: Stack,
-    pooler: Pooler,
+    pooler: Option<Pooler>,
     #[module(skip)]
     act: Act,
 }
@@ -97,10 +97,12 @@ impl Encoder for Bert {
             norm: norm(),
         };
         let encoder = Stack { layer: (0..c.num_hidden_layers).map(layer).collect() };
-        (Bert { embeddings, encoder, pooler: Pooler { dense: dense(h, h) }, act }, c)
+        let pooler = keys.bool("add_pooling_layer", true).then(|| Pooler { dense: dense(h, h) });
+        (Bert { embeddings, encoder, pooler, act }, c)
     }
 
-    /// `last_hidden_state` and `pooler_output`, both `[r, hidden]`; the latter is meant for the first token of a sequence.
+    /// `last_hidden_state` and, if there is a pooler, `pooler_output`, both `[r, hidden]`; the latter is meant for the first token
+    /// of a sequence.
     fn outputs<'t>(&self, kv: &KvCache<'t>) -> Vec<(&'static str, Tensor<'t>)> {
         let (step, e) = (kv.step(), &self.embeddings);
         let types = step.per_token("token_types", DType::I32);
@@ -113,6 +115,7 @@ impl Encoder for Bert {
             x = layer.output.norm.call(layer.output.dense.call(inner) + x);
         }
         let x = x.rows(step.rows);
-        vec![("last_hidden_state", x), ("pooler_output", self.pooler.dense.call(x).tanh())]
+        let pooled = self.pooler.as_ref().map(|p| ("pooler_output", p.dense.call(x).tanh()));
+        [("last_hidden_state", x)].into_iter().chain(pooled).collect()
     }
 }

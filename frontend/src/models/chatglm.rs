@@ -58,6 +58,7 @@ impl CausalLm for ChatGlm {
         let qkv_bias = keys.bool("add_qkv_bias", false);
         let bias = keys.bool("add_bias_linear", false);
         let theta = 10_000.0 * keys.float("rope_ratio", 1e-6..=1e9, 1.0);
+        let theta = keys.float("rope_theta", 1e-3..=1e15, theta);
         for (key, only) in [
             ("rmsnorm", true),
             ("post_layer_norm", true),

@@ -45,6 +45,9 @@ impl CausalLm for MiniCpm {
         let embed_scale = keys.float("scale_emb", 1e-9..=1e9, 1.0) as f32;
         let depth = keys.float("scale_depth", 1e-9..=1e9, 1.0) / (c.num_hidden_layers as f64).sqrt();
         let base = keys.int_or_null("dim_model_base", 1..=1 << 20).unwrap_or(1);
+        // GGUF files give what is made of the two.
+        let depth = keys.float("residual_scale", 1e-9..=1e9, depth);
+        let divisor = keys.float("logit_divisor", 1e-9..=1e9, c.hidden_size as f64 / base as f64);
         let h = c.hidden_size;
         let norm = || RmsNorm::new(h, eps);
         let feed_forward = || match experts {
@@ -58,7 +61,7 @@ impl CausalLm for MiniCpm {
         };
         let tied = keys.bool("tie_word_embeddings", true);
         let decoder = Decoder::new(&c, tied, norm(), block);
-        (MiniCpm { decoder, embed_scale, logit_scale: base as f32 / h as f32 }, c)
+        (MiniCpm { decoder, embed_scale, logit_scale: divisor.recip() as f32 }, c)
     }
 
     fn forward<'t>(&self, kv: &KvCache<'t>) -> Tensor<'t> {

@@ -2,7 +2,7 @@
 
 use super::{CausalLm, heads};
 use crate::config::{Common, Defaults, Keys};
-use crate::nn::{Act, Attention, Embedding, LayerNorm, Linear, Mlp, Norm, Rope};
+use crate::nn::{Act, Attention, Embedding, LayerNorm, Linear, Mlp, Norm, QkvRows, Rope};
 use crate::{KvCache, Module, Tensor};
 
 /// One layer.
@@ -40,6 +40,8 @@ impl CausalLm for Phi {
         let h = c.hidden_size;
         let layer = |_| {
             let attention = Attention::new(h, heads(&c)).with_bias(true, true).output_stored_as("dense");
+            // Early files join the projections.
+            let attention = attention.fused("Wqkv", QkvRows::Joined);
             let attention = attention.with_rope(Rope::new(rotary, theta, &scaling));
             Layer {
                 input_layernorm: LayerNorm::new(h, eps),

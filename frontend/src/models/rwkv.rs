@@ -316,6 +316,9 @@ pub struct Rwkv<const VERSION: u8> {
     head: Linear,
     #[module(skip)]
     sizes: (usize, usize),
+    /// The residual stream is halved after so many layers, again and again; 0 is never.
+    #[module(skip)]
+    halve_every: usize,
 }
 
 impl<const VERSION: u8> CausalLm for Rwkv<VERSION> {
@@ -340,6 +343,8 @@ impl<const VERSION: u8> CausalLm for Rwkv<VERSION> {
         keys.fixed("tie_word_embeddings", false);
         // Halves numbers of 16-bit arithmetic, without effect on f32.
         keys.harmless(&["rescale_every", "model_version"]);
+        // GGUF files hold projections into the stream that were halved with it.
+        let halve_every = keys.int_or_null("halve_every", 0..=4096).unwrap_or(0);
         let factor = || Factor::new(h);
         let block = |i: usize| Block {
             pre_ln: (i == 0).then(|| LayerNorm::new(h, eps)),
@@ -376,7 +381,7 @@ impl<const VERSION: u8> CausalLm for Rwkv<VERSION> {
             blocks: (0..c.num_hidden_layers).map(block).collect(),
             ln_out: LayerNorm::new(h, eps),
         };
-        (Rwkv { rwkv, head: Linear::new(h, c.vocab_size), sizes: (heads, dim) }, c)
+        (Rwkv { rwkv, head: Linear::new(h, c.vocab_size), sizes: (heads, dim), halve_every }, c)
     }
 
     fn forward<'t>(&self, kv: &KvCache<'t>) -> Tensor<'t> {
@@ -393,6 +398,9 @@ impl<const VERSION: u8> CausalLm for Rwkv<VERSION> {
             x = x + b.attention.call(b.ln1.call(x), &states, kv, i);
             let normed = b.ln2.call(x);
             x = x + b.feed_forward.call(normed, states.before(&states.ffn_x, normed, kv, i));
+            if self.halve_every > 0 && (i + 1).is_multiple_of(self.halve_every) {
+                x = x * 0.5;
+            }
         }
         self.head.call(self.rwkv.ln_out.call(x).rows(step.rows))
     }

@@ -25,11 +25,13 @@ use half::{bf16, f16};
 use marquetry_ir::{DType, Elem};
 
 use crate::config::{ConfigError, ModelConfig};
-use crate::gguf::{Gguf, GgufError};
+use crate::gguf::formats::{FORMATS, Format, Rule};
+use crate::gguf::{Gguf, GgufError, TensorInfo};
 use crate::safetensors::{Safetensors, StError};
 use crate::suggest;
-use names::Rule;
 
+#[cfg(test)]
+pub(crate) use names::canonical;
 pub use stored::{Rows, Stored};
 
 /// What is wrong with a model's weights. [`WeightError::code`] is stable; messages may change.
@@ -112,8 +114,8 @@ pub struct TensorView<'a> {
     pub bytes: &'a [u8],
     /// What must be done to them.
     pub transform: Transform,
-    /// Sizes as in the file.
-    stored_shape: &'a [usize],
+    /// Sizes of `bytes`.
+    stored_shape: Vec<usize>,
     stored: Option<&'a Stored>,
 }
 
@@ -122,7 +124,7 @@ impl<'a> TensorView<'a> {
     pub fn data(&self) -> Cow<'a, [u8]> {
         let bytes = self.transformed();
         match self.stored {
-            Some(s) => s.data(bytes, self.stored_shape),
+            Some(s) => s.data(bytes, &self.stored_shape),
             None => bytes,
         }
     }
@@ -130,7 +132,7 @@ impl<'a> TensorView<'a> {
     fn transformed(&self) -> Cow<'a, [u8]> {
         match (self.transform, self.elem) {
             (Transform::None, _) => Cow::Borrowed(self.bytes),
-            (Transform::UnpermuteRows { heads }, _) => match unpermute(self.bytes, self.stored_shape, heads) {
+            (Transform::UnpermuteRows { heads }, _) => match unpermute(self.bytes, &self.stored_shape, heads) {
                 Some(rows) => Cow::Owned(rows),
                 None => Cow::Borrowed(self.bytes),
             },
@@ -172,6 +174,28 @@ fn subtract_one(bytes: &[u8], dtype: DType) -> Vec<u8> {
     }
 }
 
+/// Blocks of quantized numbers lie along rows, and can not be exchanged with columns.
+fn turnable(stored: &Stored, elem: Elem) -> Result<(), String> {
+    match elem.scalar() {
+        None if stored.transposed => Err(format!("{elem} can not be transposed")),
+        _ => Ok(()),
+    }
+}
+
+/// What is wrong with a tensor for what the converter is known to do to it.
+fn misfit(tensor: &TensorInfo, transform: Transform) -> Option<String> {
+    let rows = tensor.shape.first().copied().unwrap_or(0);
+    match transform {
+        Transform::UnpermuteRows { heads } if heads == 0 || rows % (2 * heads) != 0 => {
+            Some(format!("its {rows} rows do not divide into {heads} heads of even size"))
+        }
+        Transform::SubtractOne if !tensor.elem.scalar().is_some_and(DType::is_float) => {
+            Some(format!("a norm must have floats, it has {}", tensor.elem))
+        }
+        _ => None,
+    }
+}
+
 /// The file or files that weights come from.
 #[derive(Debug)]
 pub enum WeightSource {
@@ -181,22 +205,43 @@ pub enum WeightSource {
     Safetensors(Safetensors),
 }
 
-/// Where a tensor lies: its place in the source's list.
-#[derive(Debug)]
+/// Where a tensor lies: its place in the source's list, and what of it.
+#[derive(Clone, Debug)]
 struct Located {
     /// Name in Hugging Face spelling, with its prefix.
     shown: String,
     place: usize,
+    /// Which of how many equal parts on the first axis.
+    slice: Option<(usize, usize)>,
     transform: Transform,
+    /// What else the converter did: [`Rule::Turned`], [`Rule::Joined`] or [`Rule::Flattened`].
+    rule: Option<Rule>,
+    /// How the model says that it is stored.
     stored: Option<Stored>,
+}
+
+impl Located {
+    fn plain(name: &str, place: usize) -> Located {
+        Located { shown: name.to_owned(), place, slice: None, transform: Transform::None, rule: None, stored: None }
+    }
+
+    /// How it lies in this file, if published files have it as `stored` says.
+    fn here(&self, mut stored: Stored) -> Stored {
+        match self.rule {
+            Some(Rule::Turned) => stored.transposed = !stored.transposed,
+            Some(Rule::Joined) => stored.rows = stored.rows.map(|r| r.joined()),
+            _ => {}
+        }
+        stored
+    }
 }
 
 /// An open model's weights.
 #[derive(Debug)]
 pub struct Weights {
     source: WeightSource,
-    /// GGUF architecture, for messages.
-    arch: String,
+    /// The table of a GGUF file, for messages.
+    format: Option<&'static Format>,
     names: BTreeMap<String, Located>,
     ignored: Vec<String>,
 }
@@ -249,7 +294,8 @@ impl Weights {
         };
         let heads = number("num_attention_heads").unwrap_or(0);
         let kv_heads = number("num_key_value_heads").unwrap_or(heads);
-        let mut out = Weights::empty(WeightSource::Gguf(file), config.arch);
+        let format = FORMATS.iter().find(|f| f.model == config.arch);
+        let mut out = Weights::empty(WeightSource::Gguf(file), format);
         let WeightSource::Gguf(file) = &out.source else { return Ok(out) };
         let (mut names, mut ignored) = (BTreeMap::new(), Vec::new());
         for (place, tensor) in file.tensors().iter().enumerate() {
@@ -257,28 +303,31 @@ impl Weights {
                 ignored.push(tensor.name.clone());
                 continue;
             }
-            let plain = || (tensor.name.clone(), Rule::Plain);
-            let (name, rule) = names::from_gguf(&out.arch, &tensor.name).unwrap_or_else(plain);
+            let rule = format.and_then(|f| f.rule(&tensor.name));
             let transform = match rule {
-                Rule::Plain => Transform::None,
-                Rule::QueryRows => Transform::UnpermuteRows { heads },
-                Rule::KeyRows => Transform::UnpermuteRows { heads: kv_heads },
-                Rule::OneAdded => Transform::SubtractOne,
+                Some(Rule::QueryRows) => Transform::UnpermuteRows { heads },
+                Some(Rule::KeyRows) => Transform::UnpermuteRows { heads: kv_heads },
+                Some(Rule::OneAdded) => Transform::SubtractOne,
+                _ => Transform::None,
             };
-            let rows = tensor.shape.first().copied().unwrap_or(0);
-            let wrong = match transform {
-                Transform::UnpermuteRows { heads } if heads == 0 || rows % (2 * heads) != 0 => {
-                    Some(format!("its {rows} rows do not divide into {heads} heads of even size"))
-                }
-                Transform::SubtractOne if !tensor.elem.scalar().is_some_and(DType::is_float) => {
-                    Some(format!("a norm must have floats, it has {}", tensor.elem))
-                }
-                _ => None,
-            };
-            if let Some(what) = wrong {
+            if let Some(what) = misfit(tensor, transform) {
                 return Err(WeightError::Transform { name: tensor.name.clone(), what });
             }
-            names.insert(names::canonical(&name), Located { shown: name, place, transform, stored: None });
+            let first = tensor.shape.first().copied().unwrap_or(0);
+            let meanings = format.map_or(vec![], |f| f.meanings(&tensor.name, first));
+            for m in &meanings {
+                let turned = Stored { transposed: true, ..Stored::default() };
+                let stored = (rule == Some(Rule::Turned)).then_some(turned);
+                let located = Located { slice: m.slice, transform, rule, stored, ..Located::plain(&m.name, place) };
+                if let Some(other) = names.insert(names::canonical(&m.name), located) {
+                    let first = file.tensors().get(other.place).map_or(String::new(), |t| t.name.clone());
+                    let (name, second) = (m.name.clone(), tensor.name.clone());
+                    return Err(WeightError::Ambiguous { name, first, second });
+                }
+            }
+            if meanings.is_empty() {
+                names.insert(tensor.name.clone(), Located::plain(&tensor.name, place));
+            }
         }
         (out.names, out.ignored) = (names, ignored);
         Ok(out)
@@ -296,19 +345,18 @@ impl Weights {
                 continue;
             }
             let name = names::canonical(&tensor.name);
-            let located = Located { shown: tensor.name.clone(), place, transform: Transform::None, stored: None };
-            if let Some(other) = names.insert(name.clone(), located) {
+            if let Some(other) = names.insert(name.clone(), Located::plain(&tensor.name, place)) {
                 let first = file.tensors().get(other.place).map_or(String::new(), |t| t.name.clone());
                 return Err(WeightError::Ambiguous { name, first, second: tensor.name.clone() });
             }
         }
-        let mut out = Weights::empty(WeightSource::Safetensors(file), String::new());
+        let mut out = Weights::empty(WeightSource::Safetensors(file), None);
         (out.names, out.ignored) = (names, ignored);
         Ok(out)
     }
 
-    fn empty(source: WeightSource, arch: String) -> Weights {
-        Weights { source, arch, names: BTreeMap::new(), ignored: Vec::new() }
+    fn empty(source: WeightSource, format: Option<&'static Format>) -> Weights {
+        Weights { source, format, names: BTreeMap::new(), ignored: Vec::new() }
     }
 
     /// The file or files.
@@ -328,20 +376,30 @@ impl Weights {
 
     /// A tensor by its Hugging Face name, such as `model.layers.0.self_attn.q_proj.weight`.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
-        let Located { place, transform, stored, .. } = self.names.get(names::canonical(name).as_str())?;
-        let (elem, stored_shape, bytes) = match &self.source {
+        let located = self.names.get(names::canonical(name).as_str())?;
+        let (elem, shape, bytes) = match &self.source {
             WeightSource::Gguf(file) => {
-                let t = file.tensors().get(*place)?;
-                (t.elem, t.shape.as_slice(), file.data(t))
+                let t = file.tensors().get(located.place)?;
+                (t.elem, &t.shape, file.data(t))
             }
             WeightSource::Safetensors(file) => {
-                let t = file.tensors().get(*place)?;
-                (Elem::from(t.dtype), t.shape.as_slice(), file.data(t))
+                let t = file.tensors().get(located.place)?;
+                (Elem::from(t.dtype), &t.shape, file.data(t))
             }
         };
-        let stored = stored.as_ref();
-        let shape = stored.map_or(stored_shape.to_vec(), |s| s.shape(stored_shape).unwrap_or_default());
-        Some(TensorView { elem, shape, bytes, transform: *transform, stored_shape, stored })
+        let (stored_shape, bytes) = match located.slice {
+            Some((i, n)) => {
+                let size = bytes.len().checked_div(n)?;
+                (shape.get(1..)?.to_vec(), bytes.get(i * size..(i + 1) * size)?)
+            }
+            None if located.rule == Some(Rule::Flattened) && shape.len() == 1 => {
+                ([&[1], shape.as_slice()].concat(), bytes)
+            }
+            None => (shape.clone(), bytes),
+        };
+        let stored = located.stored.as_ref();
+        let shape = stored.map_or(stored_shape.clone(), |s| s.shape(&stored_shape).unwrap_or_default());
+        Some(TensorView { elem, shape, bytes, transform: located.transform, stored_shape, stored })
     }
 
     /// Makes parameters known that are stored in another arrangement: each takes its part of a tensor of the file, whose own
@@ -357,33 +415,32 @@ impl Weights {
             if self.names.contains_key(&name) && name != source {
                 continue;
             }
-            let Some(view) = self.get(&source) else { continue };
-            let shape = stored.shape(view.stored_shape);
-            let whole = view.elem.scalar().is_some() || !stored.transposed;
-            if let Err(what) =
-                shape.and_then(|_| if whole { Ok(()) } else { Err(format!("{} can not be transposed", view.elem)) })
-            {
+            let Some((view, located)) = self.get(&source).zip(self.names.get(&source)) else { continue };
+            let here = located.here(stored.clone());
+            if let Err(what) = here.shape(&view.stored_shape).and_then(|_| turnable(&here, view.elem)) {
                 errors.push(WeightError::Transform { name: stored.name(param), what });
                 continue;
             }
-            let Some(Located { place, transform, .. }) = self.names.get(&source) else { continue };
-            let (place, transform) = (*place, *transform);
-            let located = Located { shown: param.clone(), place, transform, stored: Some(stored.clone()) };
+            let located = Located { shown: param.clone(), stored: Some(here), ..located.clone() };
             if name != source {
                 taken.insert(source);
             }
             self.names.insert(name, located);
         }
         taken.iter().for_each(|name| drop(self.names.remove(name)));
+        for name in self.names.keys() {
+            let Some(view) = self.get(name) else { continue };
+            if let Some(Err(what)) = view.stored.map(|s| turnable(s, view.elem)) {
+                errors.push(WeightError::Transform { name: name.clone(), what });
+            }
+        }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
     /// ` (in the file: NAME)`, for GGUF.
     fn also(&self, name: &str) -> String {
-        match names::to_gguf(&self.arch, name) {
-            Some(gguf) if !self.arch.is_empty() => format!(" (`{gguf}` in the file)"),
-            _ => String::new(),
-        }
+        let gguf = self.format.and_then(|f| f.gguf_name(name));
+        gguf.map_or(String::new(), |gguf| format!(" (`{gguf}` in the file)"))
     }
 
     /// Finds the tensors of a model: names and shapes in, views out.

@@ -34,6 +34,12 @@ impl Rows {
         if end <= self.block { self.blocks.checked_mul(self.block) } else { None }
     }
 
+    /// The same rows where the blocks were taken apart: first what is first in each, and so on.
+    pub fn joined(&self) -> Rows {
+        let times = |n: usize| n.saturating_mul(self.blocks);
+        Rows::range(times(self.start), times(self.len), times(self.block))
+    }
+
     /// Rows of the part.
     pub fn count(&self) -> usize {
         self.blocks.saturating_mul(self.len)
@@ -47,7 +53,7 @@ pub struct Stored {
     pub tensor: Option<String>,
     /// The part of the stored matrix; all of it if absent. Counted after transposition.
     pub rows: Option<Rows>,
-    /// The matrix is stored `[in, out]`.
+    /// The matrix is stored `[in, out]`; of more axes, the last two are exchanged.
     pub transposed: bool,
 }
 
@@ -67,8 +73,8 @@ impl Stored {
     /// The shape of the parameter, given the shape that is stored; what does not fit otherwise.
     pub(super) fn shape(&self, stored: &[usize]) -> Result<Vec<usize>, String> {
         let mut shape = stored.to_vec();
-        if self.transposed && shape.len() == 2 {
-            shape.reverse();
+        if let (true, [.., n, k]) = (self.transposed, shape.as_mut_slice()) {
+            std::mem::swap(n, k);
         }
         if let Some(rows) = &self.rows {
             match (shape.first_mut(), rows.stored()) {
@@ -85,10 +91,10 @@ impl Stored {
     /// The bytes of the parameter, from those of a tensor of that shape. Borrowed where they lie together.
     pub(super) fn data<'a>(&self, bytes: Cow<'a, [u8]>, stored: &[usize]) -> Cow<'a, [u8]> {
         let bytes = match stored {
-            [n, k] if self.transposed => Cow::Owned(transpose(&bytes, *n, *k)),
+            [outer @ .., n, k] if self.transposed => Cow::Owned(transpose(&bytes, outer.iter().product(), *n, *k)),
             _ => bytes,
         };
-        let total = if self.transposed { stored.last() } else { stored.first() };
+        let total = if self.transposed && stored.len() == 2 { stored.last() } else { stored.first() };
         let Some((rows, total)) = self.rows.zip(total.copied()) else { return bytes };
         let Some(row) = bytes.len().checked_div(total) else { return bytes };
         let (start, len) = (rows.start * row, rows.len * row);
@@ -102,13 +108,16 @@ impl Stored {
     }
 }
 
-/// `[n, k]` elements of any size as `[k, n]`.
-fn transpose(bytes: &[u8], n: usize, k: usize) -> Vec<u8> {
-    let Some(size) = bytes.len().checked_div(n.saturating_mul(k)) else { return Vec::new() };
+/// `count` matrices `[n, k]` of elements of any size as `[k, n]`.
+fn transpose(bytes: &[u8], count: usize, n: usize, k: usize) -> Vec<u8> {
+    let elements = count.saturating_mul(n).saturating_mul(k);
+    let Some(size) = bytes.len().checked_div(elements) else { return Vec::new() };
     let mut out = Vec::with_capacity(bytes.len());
-    for column in 0..k {
-        for row in bytes.chunks_exact((k * size).max(1)) {
-            out.extend_from_slice(row.get(column * size..(column + 1) * size).unwrap_or_default());
+    for matrix in bytes.chunks_exact((n * k * size).max(1)) {
+        for column in 0..k {
+            for row in matrix.chunks_exact((k * size).max(1)) {
+                out.extend_from_slice(row.get(column * size..(column + 1) * size).unwrap_or_default());
+            }
         }
     }
     out
@@ -137,8 +146,10 @@ mod tests {
         assert_eq!(get(Some(Rows::range(2, 1, 6)), false, &[6, 2]), (vec![1, 2], vec![4, 5]));
         assert_eq!(get(Some(Rows::each(2, 3, 1, 1)), false, &[6, 2]), (vec![2, 2], vec![2, 3, 8, 9]));
         assert_eq!(get(None, true, &[2, 6]).1, [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]);
+        assert_eq!(get(None, true, &[2, 2, 3]), (vec![2, 3, 2], vec![0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]));
         assert_eq!(get(Some(Rows::range(0, 2, 6)), true, &[2, 6]), (vec![2, 2], vec![0, 6, 1, 7]));
         assert_eq!(get(Some(Rows::range(3, 3, 12)), false, &[12]), (vec![3], vec![3, 4, 5]));
+        assert_eq!(Rows::each(2, 3, 1, 1).joined(), Rows::range(2, 2, 6));
         let wrong = Stored { rows: Some(Rows::range(0, 2, 7)), ..Stored::default() };
         assert!(wrong.shape(&[6, 2]).unwrap_err().contains("7 rows"));
     }
