@@ -57,6 +57,7 @@ pub use starcoder2::StarCoder2;
 use marquetry_ir::graph::Module as IrModule;
 
 use crate::config::{Common, ConfigError, Keys, ModelConfig};
+use crate::gguf::formats::FORMATS;
 use crate::nn::Heads;
 use crate::weights::Stored;
 use crate::{Diagnostics, KvCache, Limits, Module, Step, Tensor, trace};
@@ -123,13 +124,20 @@ impl TextModel {
     }
 }
 
+impl Architecture {
+    /// What GGUF files call it, by the table of formats.
+    pub fn gguf(&self) -> impl Iterator<Item = &'static str> {
+        FORMATS.iter().filter(|f| f.model == self.name).map(|f| f.gguf)
+    }
+}
+
 type TraceFn = fn(&ModelConfig, Limits) -> Result<TextModel, ModelError>;
 
 /// An architecture that we can run.
 pub struct Architecture {
     /// Our name.
     pub name: &'static str,
-    /// The `model_type` of published configurations, and the architecture that GGUF files name.
+    /// The `model_type` of published configurations.
     pub types: &'static [&'static str],
     /// Class names in `architectures`, for configurations without a known type.
     pub classes: &'static [&'static str],
@@ -161,20 +169,21 @@ architectures! {
         "norms on queries and keys, two rotation bases, windows by layer";
     "gpt2" trace_causal gpt2::Gpt2: ["gpt2"], ["GPT2LMHeadModel"], "learned positions, layer norms, transposed weights";
     "gpt_bigcode" trace_causal gpt_bigcode::GptBigCode: ["gpt_bigcode"], ["GPTBigCodeForCausalLM"], "one key head, learned positions";
-    "gpt_neox" trace_causal gpt_neox::GptNeoX: ["gpt_neox", "gptneox"], ["GPTNeoXForCausalLM"], "partial rotation, parallel branches";
+    "gpt_neox" trace_causal gpt_neox::GptNeoX: ["gpt_neox"], ["GPTNeoXForCausalLM"], "partial rotation, parallel branches";
     "baichuan" trace_causal baichuan::Baichuan: ["baichuan"], ["BaichuanForCausalLM", "BaiChuanForCausalLM"],
         "ALiBi (13B), normalised output rows (2)";
     "internlm" trace_causal internlm::InternLm: ["internlm"], ["InternLMForCausalLM"], "attention biases";
     "internlm2" trace_causal internlm2::InternLm2: ["internlm2"], ["InternLM2ForCausalLM"], "projections joined by group";
     "orion" trace_causal orion::Orion: ["orion"], ["OrionForCausalLM"], "layer norms";
-    "phi" trace_causal phi::Phi: ["phi", "phi2"], ["PhiForCausalLM"], "parallel branches, partial rotation, biases";
+    "phi" trace_causal phi::Phi: ["phi", "phi-msft", "mixformer-sequential"],
+        ["PhiForCausalLM", "MixFormerSequentialForCausalLM"], "parallel branches, partial rotation, biases";
     "phi3" trace_causal phi3::Phi3: ["phi3"], ["Phi3ForCausalLM"], "long rotation factors, window, joined projections";
     "qwen" trace_causal qwen::Qwen: ["qwen"], ["QWenLMHeadModel"], "growing rotation base, logarithmic scaling";
     "qwen2" trace_causal qwen2::Qwen2: ["qwen2"], ["Qwen2ForCausalLM"], "biases on queries, keys and values, windows by layer";
-    "qwen2_moe" trace_causal qwen2_moe::Qwen2Moe: ["qwen2_moe", "qwen2moe"], ["Qwen2MoeForCausalLM"], "experts beside a shared one";
+    "qwen2_moe" trace_causal qwen2_moe::Qwen2Moe: ["qwen2_moe"], ["Qwen2MoeForCausalLM"], "experts beside a shared one";
     "qwen3" trace_causal qwen3::Qwen3: ["qwen3"], ["Qwen3ForCausalLM"], "norms on queries and keys";
     "minicpm" trace_causal minicpm::MiniCpm: ["minicpm"], ["MiniCPMForCausalLM"], "scaled embedding, branches and logits; experts";
-    "cohere" trace_causal cohere::Cohere: ["cohere", "command-r"], ["CohereForCausalLM"], "parallel branches, rotation of neighbours";
+    "cohere" trace_causal cohere::Cohere: ["cohere"], ["CohereForCausalLM"], "parallel branches, rotation of neighbours";
     "chatglm" trace_causal chatglm::ChatGlm: ["chatglm", "chatglm2", "chatglm3"],
         ["ChatGLMModel", "ChatGLMForConditionalGeneration", "ChatGLMForCausalLM"], "half rotation of neighbours";
     "stablelm" trace_causal stable_lm::StableLm: ["stablelm", "stablelm_epoch", "stable_lm"],

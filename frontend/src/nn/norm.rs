@@ -1,5 +1,6 @@
 //! Normalisations of the last axis.
 
+use crate::weights::Stored;
 use crate::{Module, Param, Tensor, dims};
 
 /// Root mean square normalisation of the last axis (Zhang and Sennrich, arXiv 1910.07467).
@@ -75,6 +76,17 @@ impl LayerNorm {
     pub fn separate_heads(heads: usize, dim: usize, eps: f64) -> LayerNorm {
         let norms = (0..heads).map(|_| Whole { weight: Param::new(&[dim]) }).collect();
         LayerNorm { gain: Gain::Separate(Heads { norms }), bias: None, eps: eps as f32 }
+    }
+
+    /// Files call it `tensor`, in place of the last component of its path. Gains that are stored one by one keep their names.
+    pub fn stored_as(mut self, tensor: &str) -> LayerNorm {
+        let stored = Stored { tensor: Some(tensor.to_owned()), ..Stored::default() };
+        self.bias = self.bias.map(|b| b.stored(stored.clone()));
+        self.gain = match self.gain {
+            Gain::One(Whole { weight }) => Gain::One(Whole { weight: weight.stored(stored) }),
+            separate => separate,
+        };
+        self
     }
 
     /// Keeps the bias only when `yes`.
