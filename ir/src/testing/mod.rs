@@ -1,12 +1,14 @@
 //! Random inputs, random modules and their reduction, for the tests of every crate. Built with the feature `testing` only.
 
 mod graph;
+mod kernel;
 mod operators;
 pub mod program;
 mod reduce;
 mod values;
 
 pub use graph::module;
+pub use kernel::{fewest, reduce_kernel, statements};
 pub use operators::EXCUSED;
 pub use reduce::{reduce, size};
 pub use values::{Inputs, Numbers, Outcome, bits_differ, gap, inputs, mean_gap, run, sensitivity};

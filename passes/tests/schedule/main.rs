@@ -7,6 +7,7 @@ mod primitives;
 mod random;
 mod refused;
 mod rules;
+mod steps;
 mod wrong;
 
 use harness::Rng;
@@ -109,6 +110,8 @@ enum Fault {
     Parallel(String),
     /// Machine code gives other values.
     Compiled(String),
+    /// A step or a comparison panics.
+    Panic(String),
 }
 
 impl std::fmt::Display for Fault {
@@ -119,6 +122,7 @@ impl std::fmt::Display for Fault {
             Fault::Values(what) => write!(f, "values: `{what}` differs"),
             Fault::Parallel(what) => write!(f, "parallel: `{what}` differs"),
             Fault::Compiled(what) => write!(f, "compiled: {what}"),
+            Fault::Panic(what) => write!(f, "panic: {what}"),
         }
     }
 }

@@ -6,13 +6,11 @@ use std::collections::BTreeMap;
 use marquetry_ir::DType;
 use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt, UnOp, Var};
 use marquetry_ir::testing::{cases, first_seed};
+use marquetry_passes::schedule::promote;
 use marquetry_passes::schedule::rules::default_schedule;
-use marquetry_passes::schedule::{
-    ScheduleError, parallel, promote, reorder, split, unroll, vectorize, vectorize_reduce,
-};
 
 use crate::harness::Rng;
-use crate::same;
+use crate::steps::{Step, keeps};
 
 const ROWS: i64 = 6;
 const COLS: i64 = 48;
@@ -341,48 +339,8 @@ fn bounded(e: Expr) -> Expr {
     Expr::unary(UnOp::Floor, e.min(Expr::float(500.0)).max(Expr::float(-500.0)))
 }
 
-fn loops(body: &[Stmt], out: &mut Vec<(Var, Option<Var>)>) {
-    for s in body {
-        match s {
-            Stmt::For { var, body, .. } => {
-                let inner = body.iter().find_map(|s| if let Stmt::For { var, .. } = s { Some(*var) } else { None });
-                out.push((*var, inner));
-                loops(body, out);
-            }
-            Stmt::If { then, other, .. } => {
-                loops(then, out);
-                loops(other, out);
-            }
-            _ => {}
-        }
-    }
-}
-
-/// One random primitive on a random loop.
-fn step(rng: &mut Rng, k: &mut Kernel) -> Result<&'static str, ScheduleError> {
-    let mut all = vec![];
-    loops(&k.body, &mut all);
-    if all.is_empty() {
-        return Ok("");
-    }
-    let (v, inner) = all[rng.below(all.len())];
-    let lanes = [4, 4, 8, 8, 16][rng.below(5)];
-    match rng.below(12) {
-        0 => split(k, v, 1 + rng.below(9) as i64, rng.below(2) == 0).map(|_| "split"),
-        1 => unroll(k, v).map(|()| "unroll"),
-        2 | 3 => {
-            let nested: Vec<_> = all.iter().filter_map(|(o, i)| i.map(|i| (*o, i))).collect();
-            let Some((o, i)) = nested.get(rng.below(nested.len().max(1))) else { return Ok("") };
-            reorder(k, *o, *i).map(|()| "reorder")
-        }
-        4 => parallel(k, inner.map_or(v, |_| all[0].0), false).map(|()| "parallel"),
-        5..=7 => vectorize_reduce(k, v, lanes, 1 + rng.below(2) as u16).map(|()| "vectorize_reduce"),
-        _ => vectorize(k, v, lanes).map(|()| "vectorize"),
-    }
-}
-
 /// A kernel whose scratch memory holds known values first, so that its results are defined.
-fn random_kernel(seed: u64) -> Gen {
+fn random_case(seed: u64) -> Gen {
     let mut g = Gen::new(seed);
     let rows = g.pick(&[4, 5, ROWS]);
     g.k.body = if g.chance(70) {
@@ -406,6 +364,11 @@ fn random_kernel(seed: u64) -> Gen {
     g
 }
 
+/// As [`random_case`], without its generator.
+pub fn random_kernel(seed: u64) -> Kernel {
+    random_case(seed).k
+}
+
 fn fill(g: &mut Gen) -> Vec<Stmt> {
     let (row, acc, tile) = (g.row, g.acc, g.tile);
     let mut all = vec![g.each(COLS, |g| {
@@ -425,21 +388,23 @@ fn fill(g: &mut Gen) -> Vec<Stmt> {
     all
 }
 
+/// Records what was applied and refused, and finds what fails.
 #[test]
 fn random_schedules() {
     let mut applied: BTreeMap<&str, usize> = BTreeMap::new();
     let mut refused = 0;
     for seed in first_seed()..first_seed() + cases(500) {
-        let mut g = random_kernel(seed);
-        let before = g.k.clone();
-        let mut k = before.clone();
+        let mut g = random_case(seed);
+        let mut k = g.k.clone();
+        let mut steps = vec![];
         for _ in 0..30 {
-            let old = k.clone();
-            match step(&mut g.rng, &mut k) {
-                Ok("") => {}
-                Ok(name) => {
-                    *applied.entry(name).or_default() += 1;
+            let (old, step) = (k.clone(), Step::random(&mut g.rng));
+            match step.apply(&mut k) {
+                Ok(false) => {}
+                Ok(true) => {
+                    *applied.entry(step.name()).or_default() += 1;
                     assert_eq!(k.trace.len(), old.trace.len() + 1);
+                    steps.push(step);
                 }
                 Err(e) => {
                     refused += 1;
@@ -447,16 +412,16 @@ fn random_schedules() {
                 }
             }
         }
-        same(&before, &k, N, seed);
-        let mut default = before.clone();
+        keeps(&g.k, &steps, N, seed);
+        keeps(&g.k, &[Step::Default], N, seed + 1000);
+        let mut default = g.k.clone();
         default_schedule(&mut default);
         *applied.entry("default").or_default() += default.trace.len();
-        same(&before, &default, N, seed + 1000);
         let scheduled = default.trace.len();
         promote(&mut default);
         if default.trace.len() > scheduled {
             *applied.entry("promote").or_default() += 1;
-            same(&before, &default, N, seed + 1000);
+            keeps(&g.k, &[Step::Default, Step::Promote], N, seed + 1000);
         }
     }
     println!("{applied:?}, {refused} refused");
