@@ -7,6 +7,7 @@ pub mod loops;
 pub mod pack;
 pub mod program;
 pub mod quant;
+pub mod random;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod text;

@@ -4,59 +4,21 @@ use std::collections::{BTreeMap, HashMap};
 
 use half::{bf16, f16};
 use marquetry_ir::graph::interp::{Data, Tensor, Val, run_function};
-use marquetry_ir::graph::{Attr, Class, Function, Module, Op, Ty};
+use marquetry_ir::graph::{Module, Ty};
 use marquetry_ir::pack::{pack_weight, packed_len};
 use marquetry_ir::program::interp::{Memory, bytes_at, run as run_program};
 use marquetry_ir::program::{Place, Program, Weight};
-use marquetry_ir::{DType, Dim, Elem, GgufType, Syms};
+use marquetry_ir::random::{self, Limit, Numbers, Random};
+use marquetry_ir::{DType, Dim, Elem, Syms};
 
 use super::Outcome;
 use crate::manager::Ir;
 
+/// Integers that are parameters.
+const PARAMETER: Limit = Limit { below: 4, distinct: false };
+
 /// Most elements of one value.
 const MAX_ELEMENTS: u64 = 1 << 28;
-
-/// Numbers from a 64-bit linear congruential generator.
-#[derive(Clone, Debug)]
-pub struct Random(pub u64);
-
-impl Random {
-    /// The sequence of a name: the same whatever else is drawn.
-    pub fn named(seed: u64, name: &str) -> Random {
-        let hash =
-            name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-        let mut r = Random(hash);
-        r.bits();
-        r
-    }
-
-    /// 31 bits.
-    pub fn bits(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) as u32
-    }
-
-    /// Roughly normal, standard deviation near 1.
-    pub fn normal(&mut self) -> f32 {
-        (0..4).map(|_| self.bits() as f32 / (1u64 << 31) as f32 - 0.5).sum::<f32>() * 1.7
-    }
-}
-
-/// What an integer input may hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Limit {
-    below: i64,
-    /// No value twice: places that are written.
-    distinct: bool,
-}
-
-impl Limit {
-    const NONE: Limit = Limit { below: i64::MAX, distinct: false };
-
-    fn and(self, other: Limit) -> Limit {
-        Limit { below: self.below.min(other.below), distinct: self.distinct || other.distinct }
-    }
-}
 
 /// A plane of a state: `NAME_k` or `NAME_v` of a cache.
 #[derive(Clone, Debug)]
@@ -83,7 +45,7 @@ pub fn pick(syms: &Syms, seed: u64) -> Vec<(String, i64)> {
         let lo = d.lo.max(0);
         let first = lo.saturating_add((step - lo % step) % step);
         let room = (d.hi - first).max(0) / step;
-        let extra = i64::from(Random::named(seed, &d.name).bits() % 5).min(room);
+        let extra = (Random::named(seed, &d.name).below(5) as i64).min(room);
         (d.name.clone(), first + extra * step)
     };
     syms.0.iter().map(choose).collect()
@@ -166,7 +128,7 @@ impl Inputs {
             if let Ty::Tensor(t) = &d.ty {
                 let shape = t.shape.iter().map(eval).collect();
                 let random = Random::named(seed, &d.name);
-                self.params.insert(d.name.clone(), tensor(t.elem, shape, Limit { below: 4, distinct: false }, random)?);
+                self.params.insert(d.name.clone(), tensor(t.elem, shape, Some(PARAMETER), random)?);
             }
         }
         for d in &m.states {
@@ -186,7 +148,9 @@ impl Inputs {
             }
         }
         let entry = m.entry().ok_or("the module has no function")?;
-        for ((name, v), limit) in entry.args.iter().zip(limits(m, entry, &sizes)) {
+        let limits = random::limits(m, entry, &sizes);
+        for (name, v) in &entry.args {
+            let limit = limits[v.0 as usize];
             let Ty::Tensor(t) = entry.ty(*v) else { return Err(format!("argument `{name}` is a state")) };
             let shape = t.shape.iter().map(eval).collect();
             self.args.insert(name.clone(), tensor(t.elem, shape, limit, Random::named(seed, name))?);
@@ -202,7 +166,7 @@ impl Inputs {
             bytes_at(b.dtype, &b.shape, &sizes).map_err(|e| e.to_string())?;
             if let Place::Input(name) = &b.place {
                 // What indices may reach is not declared at this level; 0 is always there.
-                let limit = Limit { below: 1, distinct: false };
+                let limit = Some(Limit { below: 1, distinct: false });
                 let made = tensor(Elem::Scalar(b.dtype), eval(&b.shape), limit, Random::named(seed, name))?;
                 self.args.insert(name.clone(), made);
             }
@@ -214,8 +178,7 @@ impl Inputs {
         for w in &p.weights {
             packed_len(w).map_err(|e| e.to_string())?;
             if let [one] = w.sources.as_slice() {
-                let made =
-                    tensor(w.from, w.shape.clone(), Limit { below: 4, distinct: false }, Random::named(seed, one))?;
+                let made = tensor(w.from, w.shape.clone(), Some(PARAMETER), Random::named(seed, one))?;
                 self.params.insert(one.clone(), made);
             }
         }
@@ -305,7 +268,7 @@ impl Inputs {
             }
             None => {
                 let random = Random::named(self.seed, &w.sources.join("+"));
-                let t = tensor(w.from, w.shape.clone(), Limit { below: 4, distinct: false }, random)?;
+                let t = tensor(w.from, w.shape.clone(), Some(PARAMETER), random)?;
                 let all = bytes(&t)?;
                 // Which rows are whose is not declared: equal shares, and what is left over for the last.
                 let (n, count) = (rows(&w.shape), w.sources.len());
@@ -384,112 +347,26 @@ fn bounded(m: &Module, sizes: &[i64]) -> Result<(), String> {
     }
 }
 
-/// What each argument may hold, by what reads it.
-fn limits(m: &Module, f: &Function, sizes: &[i64]) -> Vec<Limit> {
-    let eval = |d: &Dim| d.eval(|s| sizes[s.0 as usize]);
-    let mut all = vec![Limit::NONE; f.values.len()];
-    let rows = |ty: &Ty| ty.as_tensor().and_then(|t| t.shape.first()).map_or(i64::MAX, eval);
-    for inst in f.insts.iter().rev() {
-        let result = inst.results.first().map_or(Limit::NONE, |r| all[r.0 as usize]);
-        let below = |below: i64| Limit { below, distinct: false };
-        let slots = |i: usize| match inst.operands.get(i).map(|v| f.ty(*v)) {
-            Some(Ty::Kv(k)) => eval(&k.slots),
-            _ => i64::MAX,
-        };
-        let of: Vec<Limit> = match inst.op {
-            Op::Gather => vec![Limit::NONE, below(rows(f.ty(inst.operands[0])))],
-            Op::KvAppend => {
-                let slot = Limit { below: slots(0), distinct: true };
-                vec![Limit::NONE, Limit::NONE, Limit::NONE, slot]
-            }
-            Op::Pick => {
-                let last = f.ty(inst.operands[0]).as_tensor().and_then(|t| t.shape.last());
-                vec![Limit::NONE, below(last.map_or(1, eval))]
-            }
-            Op::ExpertLinear => vec![Limit::NONE, Limit::NONE, below(inst.attrs[0].as_int())],
-            Op::Attend | Op::AttendSloped => {
-                let page = inst.attrs.get(3).map_or(1, Attr::as_int).max(1);
-                let table = f.ty(inst.operands[4]).as_tensor().map(|t| t.shape.clone()).unwrap_or_default();
-                let (seqs, columns) = (table.first().map_or(1, eval), table.get(1).map_or(1, eval));
-                let pos = columns.saturating_mul(page);
-                vec![Limit::NONE, Limit::NONE, below(pos), below(seqs), below(slots(1) / page)]
-            }
-            Op::Call => match m.function(inst.attrs.first().map_or("", Attr::as_str)) {
-                Some(callee) => limits(m, callee, sizes),
-                None => vec![],
-            },
-            op if op.class() == Class::Movement || op == Op::Cast => vec![result; inst.operands.len()],
-            _ => vec![],
-        };
-        for (v, limit) in inst.operands.iter().zip(of) {
-            all[v.0 as usize] = all[v.0 as usize].and(limit);
-        }
-    }
-    f.args.iter().map(|(_, v)| all[v.0 as usize]).collect()
-}
-
-fn tensor(elem: Elem, shape: Vec<usize>, limit: Limit, mut r: Random) -> Result<Tensor, String> {
+/// As [`random::tensor`], refusing what is too large and what has no bytes.
+fn tensor(elem: Elem, shape: Vec<usize>, limit: Option<Limit>, mut r: Random) -> Result<Tensor, String> {
     let count = shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d as u64)).filter(|n| *n <= MAX_ELEMENTS);
-    let count = count.ok_or_else(|| format!("{elem}{shape:?} is too large"))? as usize;
-    let data = match elem {
-        Elem::Scalar(DType::F32) => Data::F32((0..count).map(|_| r.normal()).collect::<Vec<_>>().into()),
-        Elem::Scalar(d) if d.is_float() => {
-            let values: Vec<f32> = (0..count).map(|_| r.normal()).collect();
-            Data::Bytes(elem, encode(d, &values).into())
-        }
-        Elem::Scalar(d) => Data::Int(d, integers(d, count, limit, &mut r).into()),
+    count.ok_or_else(|| format!("{elem}{shape:?} is too large"))?;
+    match elem {
+        Elem::Scalar(_) => {}
         Elem::Gguf(t) => {
             let row = shape.last().copied().unwrap_or(0);
             if !row.is_multiple_of(t.block_len()) {
                 return Err(format!("rows of {row} are not whole blocks of {elem}"));
             }
-            Data::Bytes(elem, (0..count / t.block_len()).flat_map(|_| block(t, &mut r)).collect::<Vec<_>>().into())
         }
         other => return Err(format!("values of {other} can not be given")),
-    };
-    Ok(Tensor { shape, data })
-}
-
-fn integers(d: DType, count: usize, limit: Limit, r: &mut Random) -> Vec<i64> {
-    let below = match d {
-        DType::Bool => 2,
-        _ => limit.below.clamp(1, 64),
-    };
-    if limit.distinct && limit.below >= count as i64 {
-        // A stride without a common factor visits every place once.
-        let n = limit.below;
-        let start = i64::from(r.bits()) % n;
-        let gcd = |mut a: i64, mut b: i64| {
-            while b != 0 {
-                (a, b) = (b, a % b);
-            }
-            a
-        };
-        let stride = (1 + i64::from(r.bits()) % n..).find(|s| gcd(*s, n) == 1).unwrap_or(1);
-        return (0..count as i64).map(|i| (start + i.wrapping_mul(stride).rem_euclid(n)) % n).collect();
     }
-    (0..count).map(|_| i64::from(r.bits()) % below).collect()
-}
-
-/// A block of random integers with scales that keep the numbers near 1.
-fn block(t: GgufType, r: &mut Random) -> Vec<u8> {
-    let mut bytes: Vec<u8> = (0..t.block_bytes()).map(|_| r.bits() as u8).collect();
-    let (places, size): (&[usize], f32) = match t {
-        GgufType::Q4_0 | GgufType::Q5_0 => (&[0], 0.1),
-        GgufType::Q8_0 => (&[0], 0.01),
-        GgufType::Q4_1 | GgufType::Q5_1 => (&[0, 2], 0.1),
-        GgufType::Q4K | GgufType::Q5K => (&[0, 2], 0.002),
-        GgufType::Q6K => (&[208], 0.0005),
-    };
-    for at in places {
-        bytes[*at..at + 2].copy_from_slice(&f16::from_f32(r.normal() * size).to_le_bytes());
-    }
-    bytes
+    Ok(random::tensor(&mut r, elem, shape, limit, Numbers::Normal))
 }
 
 fn plane(dtype: DType, shape: Vec<usize>, mut r: Random) -> Plane {
     let count = shape.iter().product();
-    let values: Vec<f32> = (0..count).map(|_| r.normal()).collect();
+    let values = random::floats(&mut r, count, Numbers::Normal);
     Plane { dtype, shape, data: decode(dtype, &encode(dtype, &values)) }
 }
 

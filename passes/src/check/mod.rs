@@ -16,7 +16,7 @@ use crate::eqsat::Exact;
 use crate::manager::{Ir, Pass, PassError};
 pub use compare::distance;
 pub use exact::{narrows, rounds, unrounded};
-pub use inputs::{Inputs, Random, pick};
+pub use inputs::{Inputs, pick};
 
 /// How to check.
 #[derive(Clone, Copy, Debug, PartialEq)]
