@@ -2,4 +2,5 @@
 //! run more of them.
 
 mod backends;
+mod extremes;
 mod pipeline;

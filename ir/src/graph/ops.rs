@@ -113,9 +113,9 @@ ops! {
     Mul = "mul" (a, b) {} Elementwise, infer::binary, interp::binary;
     /// `a / b`
     Div = "div" (a, b) {} Elementwise, infer::binary_float, interp::binary;
-    /// Larger of two; `b` where one is NaN.
+    /// `if a > b { a } else { b }`: the second where one is NaN, and of two zeros.
     Max = "max" (a, b) {} Elementwise, infer::binary, interp::binary;
-    /// Smaller of two; `b` where one is NaN.
+    /// `if a < b { a } else { b }`: the second where one is NaN, and of two zeros.
     Min = "min" (a, b) {} Elementwise, infer::binary, interp::binary;
     /// `a < b`
     Lt = "lt" (a, b) {} Elementwise, infer::compare, interp::binary;

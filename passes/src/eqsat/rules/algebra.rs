@@ -22,9 +22,12 @@ rules! {
         let shape = b.shape(g, "x")?;
         filled(g, 0.0, shape)
     };
-    /// The larger of a number and 0, where it is not below 0 anyway.
-    "max-zero" Simplify Bitwise: "(max ?x 0.0)" => "?x" if "?x is finite and not negative, whatever the inputs are",
-        |g, b| { let f = b.facts(g, "x")?; (f.finite && f.nonneg).then_some(())?; b.id("x") };
+    /// The larger of 0 and a number that is not below 0 anyway.
+    "max-zero" Simplify Bitwise: "(max 0.0 ?x)" => "?x" if "?x is finite and not negative, whatever the inputs are",
+        not_below_zero;
+    /// The same with 0 second; -0 becomes 0 otherwise.
+    "max-zero-second" Simplify Reassociates: "(max ?x 0.0)" => "?x"
+        if "?x is finite and not negative, whatever the inputs are", not_below_zero;
     /// Two signs.
     "neg-neg" Simplify Bitwise: "(neg (neg ?x))" => "?x", |_, b| b.id("x");
     /// Adding a negated number.
@@ -80,6 +83,12 @@ rules! {
             (constant && wide && finite && tensor_of(g, b.class)? == tensor_of(g, x)?).then_some(())?;
             add(g, Op::Softmax, &[x], vec![])
         };
+}
+
+fn not_below_zero(g: &mut Graph, b: &Bound<'_>) -> Option<egg::Id> {
+    let f = b.facts(g, "x")?;
+    (f.finite && f.nonneg).then_some(())?;
+    b.id("x")
 }
 
 fn is_power_of_two(c: f32) -> bool {
