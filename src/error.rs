@@ -342,7 +342,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("PAS006", "The IR that was given breaks the rules of the IR; every violation is listed."),
     (
         "PAS007",
-        "Interpreted before and after a pass, the IR gives other results: a defect of Marquetry. `marquetry opt FILE --bisect` finds the rewrite.",
+        "Interpreted before and after a pass, the IR gives other results: a defect of Marquetry, unless --check-tolerance asks for more than the pass promises. `marquetry opt FILE --bisect` finds the rewrite.",
     ),
     ("PAS008", "A pass could not be checked, because the interpreter can not run the IR that it was given."),
     ("PAS009", "A stage of compilation that does not exist, or that the given IR is past."),

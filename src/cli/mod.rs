@@ -108,8 +108,9 @@ pub struct Captured {
 
 /// Runs a command line, without the name of the program, inside this process.
 pub fn captured(args: &[&str]) -> Captured {
-    let ui = Ui { quiet: false, sink: Some(Rc::default()) };
     let done = Cli::try_parse_from(std::iter::once("marquetry").chain(args.iter().copied()));
+    let quiet = done.as_ref().is_ok_and(|cli| cli.quiet);
+    let ui = Ui { quiet, sink: Some(Rc::default()) };
     let (status, last) = match done {
         Ok(cli) => match run(cli.verb, &ui) {
             Ok(()) | Err(Error::Closed) => (0, String::new()),
