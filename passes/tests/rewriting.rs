@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use marquetry_frontend::Limits;
 use marquetry_frontend::config::ModelConfig;
 use marquetry_frontend::models::trace_model;
-use marquetry_ir::graph::{Module, Ty};
+use marquetry_ir::graph::{Module, Ty, parse_module};
 use marquetry_ir::program::Program;
 use marquetry_ir::{DType, Elem, GgufType};
 use marquetry_passes::Numerics;
@@ -162,4 +162,37 @@ fn kernels_of_a_layer_keep_the_numbers() {
         let lowered = reports.passes.iter().find(|p| p.pass == "lower").unwrap();
         assert!(lowered.checked.is_some());
     }
+}
+
+/// A constant factor on a product, and the gain of a norm, take neither a launch nor memory: folding them into float weights would
+/// save neither.
+#[test]
+fn scales_and_gains_take_no_kernel() {
+    let network = |scale: &str, gain: &str| {
+        let text = format!(
+            "sym \"n\" in 1..=64
+            param \"g\": f32[64]
+            param \"a\": f32[128, 64]
+            param \"b\": f32[64, 128]
+            func @f(%0 \"x\": f32[n, 64]) {{
+              %1 = {gain} : f32[64]
+              %2 = rms_norm %0, %1 {{eps = 0.00001}} : f32[n, 64]
+              %3 = param {{name = \"a\"}} : f32[128, 64]
+              %4 = linear %2, %3 : f32[n, 128]
+              %5 = const {{value = 0.3, shape = [], dtype = f32}} : f32[]
+              %6 = {scale} : f32[n, 128]
+              %7 = silu %6 : f32[n, 128]
+              %8 = param {{name = \"b\"}} : f32[64, 128]
+              %9 = linear %7, %8 : f32[n, 64]
+              %10 = add %0, %9 : f32[n, 64]
+              return \"y\" = %10
+            }}"
+        );
+        let (p, _) = manager::compile(&parse_module(&text).unwrap(), &options(false, Numerics::Strict)).unwrap();
+        (p.launches.len(), p.arena_bytes, p.weights.iter().filter(|w| w.shape.len() == 2).count())
+    };
+    let (scaled, gained) = ("mul %4, %5", "param {name = \"g\"}");
+    let bare = network("reshape %4 {shape = [n, 128]}", "const {value = 1.0, shape = [64], dtype = f32}");
+    assert_eq!(network(scaled, gained), bare);
+    assert_eq!(bare.0, 3);
 }
