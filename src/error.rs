@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use marquetry_codegen::cranelift::CodegenError;
+use marquetry_codegen::CodegenError;
 use marquetry_frontend::config::ConfigError;
 use marquetry_frontend::gguf::GgufError;
 use marquetry_frontend::models::ModelError;
@@ -203,6 +203,7 @@ impl Error {
             Error::Codegen(CodegenError::Backend { .. }) => "GEN003",
             Error::Codegen(CodegenError::Host(_)) => "GEN004",
             Error::Codegen(CodegenError::Memory(_)) => "GEN005",
+            Error::Codegen(CodegenError::NotBuilt(_)) => "GEN006",
             Error::Interp(_) => "INT001",
             Error::Pack { .. } => "PCK001",
             Error::Runtime(e) => {
@@ -233,7 +234,7 @@ impl Error {
             Error::Config(_) | Error::Trace(ModelError::Config(_)) => config_exit(&self.code()),
             Error::Tokenizer(TokenizerError::Model { .. }) | Error::Unfitting { .. } => Exit::Unsupported,
             Error::Pass(PassError::Input { .. }) => Exit::Input,
-            Error::Codegen(CodegenError::Host(_))
+            Error::Codegen(CodegenError::Host(_) | CodegenError::NotBuilt(_))
             | Error::Pass(PassError::Unsupported { .. } | PassError::Unchecked { .. }) => Exit::Unsupported,
             Error::Codegen(CodegenError::Memory(_)) => Exit::Memory,
             Error::Runtime(e) => runtime_exit(e),
@@ -348,7 +349,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("PAS009", "A stage of compilation that does not exist, or that the given IR is past."),
     (
         "GEN",
-        "Code generation failed: GEN001 to GEN003 are defects of Marquetry, GEN004 is a CPU without a code generator, GEN005 memory for code that the system refused.",
+        "Code generation failed: GEN001 to GEN003 are defects of Marquetry, GEN004 is a CPU without a code generator, GEN005 memory for code that the system refused, GEN006 a backend that this build does not have.",
     ),
     (
         "EXE001",

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use marquetry_codegen::Backend;
 use marquetry_ir::Dim;
 use marquetry_ir::graph::Ty;
 use marquetry_ir::program::interp::{Memory, bytes_at};
@@ -139,11 +140,17 @@ pub fn interpret(ir: &Ir, inputs: &Inputs) -> Result<Outcome, Error> {
 ///
 /// # Errors
 /// What code generation or the runtime refuse.
-pub fn compiled(p: &Program, inputs: &Inputs, numerics: Numerics, threads: usize) -> Result<Outcome, Error> {
+pub fn compiled(
+    p: &Program,
+    inputs: &Inputs,
+    backend: Backend,
+    numerics: Numerics,
+    threads: usize,
+) -> Result<Outcome, Error> {
     let mut memory: Memory = inputs.memory(p).map_err(wrong)?;
     let sizes = inputs.sizes_of(p).map_err(wrong)?;
     let weights = memory.weights.iter().map(|w| WeightData::copy(w).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-    let f = Function::new(p.clone(), generate(p, numerics)?, weights)?;
+    let f = Function::new(p.clone(), generate(p, backend, numerics)?, weights)?;
     let mut states = States::new(f.states(), &sizes)?;
     for (s, data) in p.states.iter().zip(&memory.states) {
         let room = states.get_mut(&s.name).filter(|r| r.len() >= data.len());

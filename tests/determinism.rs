@@ -6,7 +6,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use marquetry::codegen::cranelift::{CraneliftOptions, compile};
+use marquetry::codegen::{Backend, Options, compile};
 use marquetry::engine::{Bucket, bucket_options};
 use marquetry::ir::graph::Module;
 use marquetry::model::{LoadOptions, LoadedModel};
@@ -40,8 +40,8 @@ fn products(module: &Module, threads: usize) -> Vec<String> {
     let mut all = vec![];
     for (bucket, numerics) in WAYS {
         let (program, _) = manager::compile(module, &bucket_options(bucket, numerics, 64)).unwrap();
-        let options = CraneliftOptions { disassemble: true, threads, ..CraneliftOptions::default() };
-        let code = compile(&program.kernels, &program.syms, &options).unwrap();
+        let options = Options { disassemble: true, threads, ..Options::default() };
+        let code = compile(Backend::Cranelift, &program.kernels, &program.syms, &options).unwrap();
         all.extend((0..code.len()).map(|k| code.asm(k).unwrap_or_default().to_string()));
         all.push(manager::print(&Ir::Program(Box::new(program))));
     }

@@ -60,6 +60,11 @@ impl DType {
         matches!(self, DType::F32 | DType::F16 | DType::BF16)
     }
 
+    /// Is it one of the integers with a sign?
+    pub fn is_signed_int(self) -> bool {
+        matches!(self, DType::I64 | DType::I32 | DType::I16 | DType::I8)
+    }
+
     /// Spelling in the text IR.
     pub fn name(self) -> &'static str {
         match self {

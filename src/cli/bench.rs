@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use marquetry::Error;
-use marquetry::engine::{Backend, Engine, Rows};
+use marquetry::engine::{Engine, Rows};
 use marquetry::passes::Numerics;
 use serde_json::{Value, json};
 
@@ -109,7 +109,7 @@ fn report(engine: &Engine, reps: &[Rep], prompt: usize, count: usize) -> Value {
     let stats = engine.stats();
     json!({
         "model": engine.model().path.display().to_string(),
-        "backend": match engine.options().backend { Backend::Interp => "interp", Backend::Cranelift => "cranelift" },
+        "backend": engine.options().backend.name(),
         "numerics": match engine.numerics() { Numerics::Strict => "strict", Numerics::Fast => "fast" },
         "threads": engine.options().threads,
         "prompt": prompt, "gen": count,

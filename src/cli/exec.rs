@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
 use marquetry::Error;
+use marquetry::engine::Backend;
 use marquetry::exec;
 use marquetry::frontend::safetensors::Safetensors;
 use marquetry::passes::Numerics;
@@ -62,20 +62,20 @@ pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
     let Start { ir, stage, numerics, .. } = source.read()?;
     let numerics = args.numerics.map(Numerics::from).or(numerics).unwrap_or(Numerics::Strict);
     let inputs = inputs(&ir, args)?;
-    let with = |backend: BackendArg| match (backend, &ir) {
-        (BackendArg::Interp, _) => exec::interpret(&ir, &inputs),
-        (BackendArg::Cranelift, Ir::Program(p)) => {
+    let with = |backend: BackendArg| match (Backend::from(backend).generator(), &ir) {
+        (None, _) => exec::interpret(&ir, &inputs),
+        (Some(backend), Ir::Program(p)) => {
             // Only what the interpreter has run is known to stay inside its buffers.
             exec::interpret(&ir, &inputs)?;
-            exec::compiled(p, &inputs, numerics, args.threads.into())
+            exec::compiled(p, &inputs, backend, numerics, args.threads.into())
         }
-        (BackendArg::Cranelift, Ir::Graph(_)) => {
+        (Some(backend), Ir::Graph(_)) => {
             let options = Options { numerics, ..Options::default() };
             let place = Place { stage: &stage, sub: None };
             let pipeline = pipeline_between(&stage, None)?;
             let watch = args.watch.watch();
             match watch.run(ir.clone(), &pipeline, &options, place, &mut |line| ui.progress(line))?.0 {
-                Ir::Program(p) => exec::compiled(&p, &inputs, numerics, args.threads.into()),
+                Ir::Program(p) => exec::compiled(&p, &inputs, backend, numerics, args.threads.into()),
                 Ir::Graph(_) => Err(Error::usage("the IR does not compile to a program")),
             }
         }
@@ -84,7 +84,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
     if let Some(other) = args.against {
         let exact = if numerics == Numerics::Fast { Exact::Approximates } else { Exact::Reassociates };
         let bound = args.watch.check_tolerance.map_or(Bound::of(exact), Bound::Most);
-        let name = |b: BackendArg| b.to_possible_value().map_or(String::new(), |v| v.get_name().to_string());
+        let name = |b: BackendArg| Backend::from(b).name();
         distance(&with(other)?, &outcome, &vec![bound; outcome.len()]).map_err(|what| Error::Differs {
             what: format!("{} and {} disagree: {what}", name(other), name(args.backend)),
         })?;

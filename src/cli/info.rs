@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use marquetry::Error;
-use marquetry::codegen::cranelift::{CraneliftOptions, compile};
+use marquetry::codegen::{Backend, Options, compile};
 use marquetry::engine::{EngineOptions, cpu_features};
 use marquetry::frontend::models::{ARCHITECTURES, Architecture};
 use marquetry::ir::Syms;
@@ -49,7 +49,7 @@ fn cases(a: &Architecture) -> Vec<&'static str> {
 
 pub fn doctor(args: &DoctorArgs, ui: &Ui) -> Result<(), Error> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let jit = match compile(&[], &Syms::default(), &CraneliftOptions::default()) {
+    let works = |backend| match compile(backend, &[], &Syms::default(), &Options::default()) {
         Ok(_) => "works".to_string(),
         Err(e) => e.to_string(),
     };
@@ -63,7 +63,8 @@ pub fn doctor(args: &DoctorArgs, ui: &Ui) -> Result<(), Error> {
         ("threads", json!(EngineOptions::default_threads())),
         ("memory_bytes", json!(proc_bytes("/proc/meminfo", "MemTotal:"))),
         ("memory_free_bytes", json!(proc_bytes("/proc/meminfo", "MemAvailable:"))),
-        ("cranelift", json!(jit)),
+        ("cranelift", json!(works(Backend::Cranelift))),
+        ("llvm", json!(works(Backend::Llvm))),
         ("cache", json!(cache.map(|d| d.display().to_string()))),
         ("cache_writable", json!(writable)),
         ("pip", json!(version_of("python3", &["-m", "pip", "--version"]))),

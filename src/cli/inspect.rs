@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use marquetry::Error;
-use marquetry::codegen::cranelift::{CraneliftOptions, compile};
-use marquetry::engine::{Bucket, bucket_options};
+use marquetry::codegen::{self, compile};
+use marquetry::engine::{Backend, Bucket, bucket_options};
 use marquetry::frontend::safetensors::Safetensors;
 use marquetry::inspect::{Compilation, page, weights_of};
 use marquetry::ir::program::Program;
@@ -18,7 +18,7 @@ use marquetry::start::{Source, Start};
 use marquetry::watch::Place;
 use serde_json::{Value, json};
 
-use super::options::{FromArgs, ModelArgs, NumericsArg, WatchArgs, with_reports};
+use super::options::{BackendArg, FromArgs, ModelArgs, NumericsArg, WatchArgs, with_reports};
 use super::ui::Ui;
 
 #[derive(Debug, clap::Args)]
@@ -34,6 +34,9 @@ pub struct Args {
     /// What may happen to numbers [default: fast for quantized weights, strict otherwise].
     #[arg(long, value_enum)]
     numerics: Option<NumericsArg>,
+    /// What makes the machine code.
+    #[arg(long, value_enum, default_value = "cranelift")]
+    backend: BackendArg,
     #[command(flatten)]
     watch: WatchArgs,
     #[command(flatten)]
@@ -124,9 +127,12 @@ fn compile_options(model: &LoadedModel, args: &Args) -> (Bucket, Options) {
     (bucket, bucket_options(bucket, numerics, model.text.context.min(32_768)))
 }
 
-fn assembly(p: &Program) -> Result<Vec<String>, Error> {
-    let options = CraneliftOptions { disassemble: true, ..CraneliftOptions::default() };
-    let code = compile(&p.kernels, &p.syms, &options)?;
+fn assembly(p: &Program, backend: BackendArg) -> Result<Vec<String>, Error> {
+    let backend = Backend::from(backend).generator();
+    let backend =
+        backend.ok_or_else(|| Error::usage("the interpreter has no machine code; use `--backend cranelift`"))?;
+    let options = codegen::Options { disassemble: true, ..codegen::Options::default() };
+    let code = compile(backend, &p.kernels, &p.syms, &options)?;
     Ok((0..code.len()).map(|i| code.asm(i).unwrap_or_default().to_string()).collect())
 }
 
@@ -139,7 +145,7 @@ fn write_html(model: &LoadedModel, file: &Path, args: &Args, ui: &Ui) -> Result<
         stages.push((pass.to_string(), ir.clone()));
     })?;
     let asm = match &last {
-        Ir::Program(p) => assembly(p)?,
+        Ir::Program(p) => assembly(p, args.backend)?,
         Ir::Graph(_) => vec![],
     };
     let weights = &model.weights;
@@ -182,7 +188,7 @@ fn show(model: &LoadedModel, stage: Stage, args: &Args, ui: &Ui) -> Result<(), E
     }
     let text = match (stage, &ir) {
         (Stage::Asm, Ir::Program(program)) => {
-            let kernels = program.kernels.iter().zip(assembly(program)?);
+            let kernels = program.kernels.iter().zip(assembly(program, args.backend)?);
             kernels.map(|(k, asm)| format!("; {}\n{asm}\n", k.name)).collect()
         }
         _ => print(&ir),

@@ -115,6 +115,18 @@ pub enum BackendArg {
     Interp,
     /// Machine code by Cranelift.
     Cranelift,
+    /// Machine code by LLVM, where it was built in.
+    Llvm,
+}
+
+impl From<BackendArg> for Backend {
+    fn from(b: BackendArg) -> Backend {
+        match b {
+            BackendArg::Interp => Backend::Interp,
+            BackendArg::Cranelift => Backend::Cranelift,
+            BackendArg::Llvm => Backend::Llvm,
+        }
+    }
 }
 
 /// What may happen to numbers.
@@ -163,10 +175,7 @@ impl EngineArgs {
     /// The engine's options.
     pub fn options(&self) -> EngineOptions {
         EngineOptions {
-            backend: match self.backend {
-                BackendArg::Interp => Backend::Interp,
-                BackendArg::Cranelift => Backend::Cranelift,
-            },
+            backend: self.backend.into(),
             numerics: self.numerics.map(Numerics::from),
             threads: self.threads.map_or(0, usize::from),
             context: self.context.map_or(0, |c| c as usize),

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use marquetry_codegen::cranelift::{self, CraneliftOptions};
+use marquetry_codegen::{self as codegen, CodegenError, Options};
 use marquetry_ir::graph::Module;
 use marquetry_ir::program::Program;
 use marquetry_passes::Numerics;
@@ -22,6 +22,7 @@ use crate::model::{LoadedModel, PAGE};
 pub(super) struct Jit {
     model: Arc<LoadedModel>,
     module: Module,
+    backend: codegen::Backend,
     options: EngineOptions,
     numerics: Numerics,
     pages: usize,
@@ -35,9 +36,18 @@ pub(super) struct Jit {
 }
 
 impl Jit {
-    pub fn new(model: Arc<LoadedModel>, options: &EngineOptions, numerics: Numerics) -> Result<Jit, Error> {
+    pub fn new(
+        model: Arc<LoadedModel>,
+        backend: codegen::Backend,
+        options: &EngineOptions,
+        numerics: Numerics,
+    ) -> Result<Jit, Error> {
+        if !backend.is_built() {
+            return Err(CodegenError::NotBuilt(backend.name()).into());
+        }
         Ok(Jit {
             module: model.bound_module()?,
+            backend,
             model,
             options: options.clone(),
             numerics,
@@ -63,7 +73,7 @@ impl Jit {
             }
             false => programs::program(&self.module, &options, self.options.cache.as_deref())?,
         };
-        let code = generate(&program, self.numerics)?;
+        let code = generate(&program, self.backend, self.numerics)?;
         stats.cached_programs += usize::from(cached);
         stats.compile_s += start.elapsed().as_secs_f64();
         let start = Instant::now();
@@ -75,9 +85,9 @@ impl Jit {
 }
 
 /// Machine code of a program's kernels.
-pub(crate) fn generate(program: &Program, numerics: Numerics) -> Result<Code, Error> {
-    let options = CraneliftOptions { finite_f16: numerics == Numerics::Fast, ..CraneliftOptions::default() };
-    let module = cranelift::compile(&program.kernels, &program.syms, &options)?;
+pub(crate) fn generate(program: &Program, backend: codegen::Backend, numerics: Numerics) -> Result<Code, Error> {
+    let options = Options { finite_f16: numerics == Numerics::Fast, ..Options::default() };
+    let module = codegen::compile(backend, &program.kernels, &program.syms, &options)?;
     let kernels = (0..module.len()).map(|i| module.kernel(i)).collect();
     // SAFETY: the entry points are those of the program's kernels in order, and live as long as the module, which goes along.
     Ok(unsafe { Code::new(kernels, Box::new(module)) })

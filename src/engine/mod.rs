@@ -37,6 +37,24 @@ pub enum Backend {
     /// Machine code by Cranelift.
     #[default]
     Cranelift,
+    /// Machine code by LLVM, in builds with the cargo feature `llvm`.
+    Llvm,
+}
+
+impl Backend {
+    /// Its name in options and reports.
+    pub fn name(self) -> &'static str {
+        self.generator().map_or("interp", marquetry_codegen::Backend::name)
+    }
+
+    /// What makes its machine code, if it runs any.
+    pub fn generator(self) -> Option<marquetry_codegen::Backend> {
+        match self {
+            Backend::Interp => None,
+            Backend::Cranelift => Some(marquetry_codegen::Backend::Cranelift),
+            Backend::Llvm => Some(marquetry_codegen::Backend::Llvm),
+        }
+    }
 }
 
 /// Choices of an engine.
@@ -211,9 +229,9 @@ impl Engine {
             true => Numerics::Fast,
             false => Numerics::Strict,
         });
-        let machine: Box<dyn Machine> = match options.backend {
-            Backend::Interp => Box::new(interp::Interp::new(&model)?),
-            Backend::Cranelift => Box::new(jit::Jit::new(model.clone(), &options, numerics)?),
+        let machine: Box<dyn Machine> = match options.backend.generator() {
+            None => Box::new(interp::Interp::new(&model)?),
+            Some(backend) => Box::new(jit::Jit::new(model.clone(), backend, &options, numerics)?),
         };
         let mut kv = PagedKv::new(options.context.div_ceil(PAGE), PAGE, options.context)?;
         let sequence = kv.start();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use marquetry::codegen::cranelift::{self, CraneliftOptions};
+use marquetry::codegen::{Backend, Options, compile};
 use marquetry::ir::graph::Module;
 use marquetry::ir::graph::interp::Val;
 use marquetry::ir::program::Program;
@@ -11,9 +11,9 @@ use marquetry::ir::testing::{Inputs, Outcome};
 use marquetry::runtime::{Arena, Code, Function, Pool, States, WeightData};
 
 /// Compiles a program and runs it on one thread, then on two.
-pub fn native(m: &Module, p: &Program, i: &Inputs) -> Result<[Outcome; 2], String> {
-    let options = CraneliftOptions { verify: true, threads: 1, ..CraneliftOptions::default() };
-    let code = cranelift::compile(&p.kernels, &p.syms, &options).map_err(|e| e.to_string())?;
+pub fn native(backend: Backend, m: &Module, p: &Program, i: &Inputs) -> Result<[Outcome; 2], String> {
+    let options = Options { verify: true, threads: 1, ..Options::default() };
+    let code = compile(backend, &p.kernels, &p.syms, &options).map_err(|e| e.to_string())?;
     let kernels = (0..code.len()).map(|k| code.kernel(k)).collect();
     // SAFETY: the entry points are those of the program's kernels in order, and live as long as the code, which goes along.
     let code = unsafe { Code::new(kernels, Box::new(code)) };

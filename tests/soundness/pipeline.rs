@@ -14,6 +14,7 @@ use marquetry::passes::check::{narrows, rounds, unrounded};
 use marquetry::passes::manager::{self, Ir, Options};
 
 use crate::backends::native;
+use marquetry::codegen::Backend;
 
 /// Where a module was found to be wrong, and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,11 +121,14 @@ fn checked(m: &Module, seed: u64) -> Result<(), Fault> {
             }
         }
         let Some((_, Ir::Program(p))) = stages.last() else { return Err(fault("pipeline", "no program".into())) };
-        let [one, two] = native(m, p, &i).map_err(|e| fault("cranelift", e))?;
-        if let Some(what) = bits_differ(&one, &two) {
-            return Err(fault("cranelift on two threads", what));
+        for backend in Backend::ALL.into_iter().filter(|b| b.is_built()) {
+            let name = backend.name();
+            let [one, two] = native(backend, m, p, &i).map_err(|e| fault(name, e))?;
+            if let Some(what) = bits_differ(&one, &two) {
+                return Err(fault(&format!("{name} on two threads"), what));
+            }
+            of_loops.agrees(&place(name), Ok(one))?;
         }
-        of_loops.agrees(&place("cranelift"), Ok(one))?;
     }
     Ok(())
 }

@@ -3,7 +3,8 @@
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 use marquetry_ir::DType;
 
-use super::func::{Cx, R, Val};
+use super::func::{Cx, Val};
+use crate::jit::R;
 
 /// How products of four bytes are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,9 @@ use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
 use marquetry_ir::DType;
 use marquetry_ir::loops::{BinOp, Buf, Expr, Node, Scope, UnOp};
 
-use super::func::{Bind, Cx, LoadKind, R, Val, int_piece, is_signed, piece_type, pieces, scalar_type};
+use super::func::{Bind, Cx, LoadKind, Val, int_piece, piece_type, pieces, scalar_type};
+use crate::index::Indices;
+use crate::jit::R;
 
 impl Cx<'_> {
     /// The value of an expression.
@@ -34,7 +36,7 @@ impl Cx<'_> {
                 let v = self.pure().f32const(Ieee32::with_bits(*bits));
                 self.splat(v, dt, lanes)
             }
-            Node::Size(s) => Ok(Val::new(vec![self.size(*s)], 1, dt)),
+            Node::Size(s) => Ok(Val::new(vec![self.size_value(*s)], 1, dt)),
             Node::Var(v) => match self.env.get(v).cloned() {
                 Some(Bind::Index(p)) => Ok(Val::new(vec![self.sum(&p)], 1, dt)),
                 Some(Bind::Value(v)) => Ok(v),
@@ -46,8 +48,8 @@ impl Cx<'_> {
                 self.unary(*op, a)
             }
             Node::Binary(op, a, b) => {
-                if let Some(v) = self.const_compare(*op, a, b)? {
-                    return Ok(v);
+                if let Some(truth) = self.const_compare(*op, a, b)? {
+                    return Ok(Val::new(vec![self.int(DType::Bool, i64::from(truth))], 1, DType::Bool));
                 }
                 let a = self.expr(a)?;
                 let b = self.expr(b)?;
@@ -95,21 +97,6 @@ impl Cx<'_> {
         let t = scalar_type(dt);
         let masked = if t.bits() == 64 { v } else { v & ((1 << t.bits()) - 1) };
         self.pure().iconst(t, masked)
-    }
-
-    /// Comparison of indices that are constants after unrolling.
-    fn const_compare(&mut self, op: BinOp, a: &Expr, b: &Expr) -> R<Option<Val>> {
-        if !op.is_compare() || a.dtype() != DType::I64 || a.lanes() != 1 {
-            return Ok(None);
-        }
-        let (x, y) = (self.index(a)?, self.index(b)?);
-        let (Some(x), Some(y)) = (x.as_const(), y.as_const()) else { return Ok(None) };
-        let truth = match op {
-            BinOp::Lt => x < y,
-            BinOp::Le => x <= y,
-            _ => x == y,
-        };
-        Ok(Some(Val::new(vec![self.int(DType::Bool, i64::from(truth))], 1, DType::Bool)))
     }
 
     fn splat_expr(&mut self, a: &Expr, dt: DType, lanes: usize) -> R<Val> {
@@ -280,7 +267,7 @@ impl Cx<'_> {
                 (UnOp::Not, DType::Bool) if vector => self.pure().bnot(v),
                 (UnOp::Not, DType::Bool) => self.pure().bxor_imm_u(v, 1),
                 (UnOp::Neg, d) if !d.is_float() && d != DType::Bool => self.pure().ineg(v),
-                (UnOp::Abs, d) if is_signed(d) => self.pure().iabs(v),
+                (UnOp::Abs, d) if d.is_signed_int() => self.pure().iabs(v),
                 (UnOp::Abs, DType::U8 | DType::U32) => v,
                 (op, d) => return Err(format!("{op:?} of {d}")),
             });
@@ -333,7 +320,7 @@ impl Cx<'_> {
                 _ => return Err(format!("{op:?} of {dt}")),
             });
         }
-        let signed = is_signed(dt);
+        let signed = dt.is_signed_int();
         let cc = |s, u| if signed { s } else { u };
         Ok(match op {
             BinOp::Add => self.pure().iadd(x, y),
@@ -371,14 +358,14 @@ impl Cx<'_> {
     }
 
     fn shift(&mut self, op: BinOp, a: Val, b: Val) -> R<Val> {
-        let amount = if b.is_vector() { self.splat_amount(&b) } else { self.constant(b.p[0]) };
+        let amount = if b.is_vector() { self.splat_amount(&b) } else { self.constant_of(b.p[0]) };
         let Some(amount) = amount else { return Err("shift by an amount that is no constant".into()) };
         let mut p = Vec::new();
         for &v in &a.p {
             let by = self.pure().iconst(types::I32, amount);
             p.push(match op {
                 BinOp::Shl => self.pure().ishl(v, by),
-                _ if is_signed(a.dt) => self.pure().sshr(v, by),
+                _ if a.dt.is_signed_int() => self.pure().sshr(v, by),
                 _ => self.pure().ushr(v, by),
             });
         }

@@ -13,11 +13,8 @@ use marquetry_ir::loops::{Buf, Kernel, Var};
 use marquetry_ir::{DType, Sym};
 
 use super::Features;
-use super::index::Poly;
 use super::regs::RegFile;
-
-/// Why a kernel could not be translated; the caller adds the kernel's name.
-pub(super) type R<T> = Result<T, String>;
+use crate::index::Poly;
 
 /// A value of the loop IR: 128-bit pieces, or one scalar.
 #[derive(Clone, Debug)]
@@ -51,7 +48,7 @@ impl Val {
 #[derive(Clone, Debug)]
 pub(super) enum Bind {
     /// An index, kept as a polynomial so that constants reach the address.
-    Index(Poly),
+    Index(Poly<Value>),
     /// Anything else.
     Value(Val),
 }
@@ -167,7 +164,7 @@ impl<'a> Cx<'a> {
     }
 
     /// Level at which a value is available.
-    pub fn level(&self, v: Value) -> usize {
+    pub fn level_of(&self, v: Value) -> usize {
         self.levels.get(&v).copied().unwrap_or(usize::MAX).min(self.top())
     }
 
@@ -180,8 +177,8 @@ impl<'a> Cx<'a> {
         self.b.func.dfg.value_type(v)
     }
 
-    /// The run-time value of a symbol.
-    pub fn size(&mut self, s: Sym) -> Value {
+    /// The run-time value of a symbol, loaded once.
+    pub fn size_value(&mut self, s: Sym) -> Value {
         if let Some(v) = self.sizes.get(&s) {
             return *v;
         }
@@ -191,8 +188,8 @@ impl<'a> Cx<'a> {
         v
     }
 
-    /// The address of a buffer that lives in memory.
-    pub fn base(&mut self, buf: Buf) -> Value {
+    /// The address of a buffer that lives in memory, loaded once.
+    pub fn base_value(&mut self, buf: Buf) -> Value {
         if let Some(v) = self.bases[buf.0 as usize] {
             return v;
         }
@@ -296,7 +293,7 @@ impl<'a> Cx<'a> {
     }
 
     /// An integer constant, if the value is one.
-    pub fn constant(&self, v: Value) -> Option<i64> {
+    pub fn constant_of(&self, v: Value) -> Option<i64> {
         let ir::ValueDef::Result(inst, _) = self.b.func.dfg.value_def(v) else { return None };
         match self.b.func.dfg.insts[inst] {
             InstructionData::UnaryImm { opcode: ir::Opcode::Iconst, imm } => Some(imm.bits()),
@@ -311,7 +308,7 @@ impl<'a> Cx<'a> {
         }
         let top = self.top();
         let args = data.arguments(&self.b.func.dfg.value_lists);
-        let mut level = args.iter().map(|v| self.level(*v)).max().unwrap_or(0);
+        let mut level = args.iter().map(|v| self.level_of(*v)).max().unwrap_or(0);
         while level < top && self.scopes[level + 1].kind == ScopeKind::Branch {
             level += 1;
         }
@@ -388,8 +385,4 @@ pub(super) fn int_piece(width: usize) -> Type {
 /// Number of pieces that hold `lanes` lanes of `width` bytes.
 pub(super) fn pieces(lanes: usize, width: usize) -> usize {
     (lanes * width).div_ceil(16)
-}
-
-pub(super) fn is_signed(d: DType) -> bool {
-    matches!(d, DType::I64 | DType::I32 | DType::I16 | DType::I8)
 }

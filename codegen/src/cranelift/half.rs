@@ -5,7 +5,8 @@ use cranelift_codegen::ir::immediates::Ieee32;
 use cranelift_codegen::ir::{InstBuilder, Type, Value, types};
 use marquetry_ir::DType;
 
-use super::func::{Cx, R, Val};
+use super::func::{Cx, Val};
+use crate::jit::R;
 
 impl Cx<'_> {
     /// f32 from f16 or bf16.

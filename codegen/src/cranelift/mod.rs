@@ -14,7 +14,6 @@ mod vector;
 
 use std::mem::transmute;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::{AbiParam, Function, InstBuilder, Signature, StackSlotData, StackSlotKind, types};
@@ -24,83 +23,14 @@ use cranelift_codegen::{Context, FinalizedMachReloc};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::{FuncId, Linkage, Module, ModuleReloc, default_libcall_names};
-use marquetry_ir::Syms;
 use marquetry_ir::loops::legalize::legalize;
-use marquetry_ir::loops::verify::verify;
 use marquetry_ir::loops::{Buf, Kernel, Scope};
 use marquetry_ir::program::KernelFn;
-use thiserror::Error;
 
+use crate::facts::{local_bytes, narrowest};
+use crate::jit::{CodegenError, Entry, JitModule, Options, on_threads, threads};
 use dot::DotForm;
 use func::Cx;
-
-/// Most bytes that a kernel's `Local` buffers take of its thread's stack.
-const MAX_LOCAL: i64 = 512 << 10;
-
-/// Why kernels were not compiled.
-#[derive(Debug, Error)]
-pub enum CodegenError {
-    /// The kernel is not well formed.
-    #[error("kernel `{kernel}` is not well formed: {what}")]
-    Invalid {
-        /// The kernel's name.
-        kernel: String,
-        /// All faults.
-        what: String,
-    },
-    /// The kernel asks for something that this backend does not do.
-    #[error("kernel `{kernel}`: {what}")]
-    Unsupported {
-        /// The kernel's name.
-        kernel: String,
-        /// What was asked for.
-        what: String,
-    },
-    /// Cranelift refused the kernel.
-    #[error("kernel `{kernel}`: cranelift: {what}")]
-    Backend {
-        /// The kernel's name.
-        kernel: String,
-        /// Its message.
-        what: String,
-    },
-    /// There is no code generator for the host.
-    #[error("no code generator for this machine: {0}")]
-    Host(String),
-    /// The code could not be placed in memory.
-    #[error("placing code in memory: {0}")]
-    Memory(String),
-}
-
-/// Choices of code generation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CraneliftOptions {
-    /// Use what the host CPU offers beyond the baseline of its architecture.
-    pub host_features: bool,
-    /// Use instructions for products of four bytes, where the host has them.
-    pub dot_instructions: bool,
-    /// Assume that f16 inputs are finite: infinities and NaNs then read as numbers of 2^16 and more.
-    pub finite_f16: bool,
-    /// Check the kernels and the generated Cranelift IR.
-    pub verify: bool,
-    /// Keep the assembly text of every kernel.
-    pub disassemble: bool,
-    /// Threads that compile; 0 for one per CPU.
-    pub threads: usize,
-}
-
-impl Default for CraneliftOptions {
-    fn default() -> CraneliftOptions {
-        CraneliftOptions {
-            host_features: true,
-            dot_instructions: true,
-            finite_f16: false,
-            verify: cfg!(debug_assertions),
-            disassemble: false,
-            threads: 0,
-        }
-    }
-}
 
 /// What the translation depends on.
 #[derive(Clone, Copy, Debug)]
@@ -111,73 +41,27 @@ struct Features {
     keep_loads_apart: bool,
 }
 
-/// Compiled kernels. The code lives as long as this value.
-pub struct JitModule {
-    /// Taken when dropped.
-    code: Mutex<Option<JITModule>>,
-    kernels: Vec<Entry>,
-}
+/// Owner of the code.
+struct Memory(Mutex<Option<JITModule>>);
 
-struct Entry {
-    run: KernelFn,
-    size: usize,
-    asm: Option<String>,
-}
-
-impl JitModule {
-    /// Entry point of a kernel, by its position in the list that was compiled. Valid as long as the module lives.
-    pub fn kernel(&self, i: usize) -> KernelFn {
-        self.kernels[i].run
-    }
-
-    /// Number of kernels.
-    pub fn len(&self) -> usize {
-        self.kernels.len()
-    }
-
-    /// Are there no kernels?
-    pub fn is_empty(&self) -> bool {
-        self.kernels.is_empty()
-    }
-
-    /// Assembly text of a kernel, where [`CraneliftOptions::disassemble`] asked for it.
-    pub fn asm(&self, i: usize) -> Option<&str> {
-        self.kernels[i].asm.as_deref()
-    }
-
-    /// Bytes of machine code, all kernels together.
-    pub fn code_size(&self) -> usize {
-        self.kernels.iter().map(|k| k.size).sum()
-    }
-}
-
-impl Drop for JitModule {
+impl Drop for Memory {
     fn drop(&mut self) {
-        let code = match self.code.get_mut() {
+        let code = match self.0.get_mut() {
             Ok(c) => c.take(),
             Err(e) => e.into_inner().take(),
         };
         if let Some(code) = code {
-            // SAFETY: entry points are documented to be valid only while this module lives.
+            // SAFETY: entry points are documented to be valid only while this value lives.
             unsafe { code.free_memory() };
         }
     }
 }
 
-/// Compiles kernels for the host. `syms` declares the sizes they use.
-pub fn compile(kernels: &[Kernel], syms: &Syms, opts: &CraneliftOptions) -> Result<JitModule, CodegenError> {
-    if opts.verify {
-        for k in kernels {
-            let faults = verify(k, syms);
-            if !faults.is_empty() {
-                let what = faults.iter().map(|e| e.to_string()).collect::<Vec<_>>().join("; ");
-                return Err(CodegenError::Invalid { kernel: k.name.clone(), what });
-            }
-        }
-    }
+/// Compiles kernels for the host.
+pub(crate) fn compile(kernels: &[Kernel], opts: &Options) -> Result<JitModule, CodegenError> {
     let isa = target(opts)?;
     let features = features(&*isa, opts);
-    let done = compile_all(kernels, &*isa, features, opts)?;
+    let done = on_threads(kernels, threads(opts, kernels.len()), |k| compile_one(k, &*isa, features, opts))?;
 
     let memory = |e: cranelift_module::ModuleError| CodegenError::Memory(e.to_string());
     let mut module = JITModule::new(JITBuilder::with_isa(isa, default_libcall_names()));
@@ -194,31 +78,26 @@ pub fn compile(kernels: &[Kernel], syms: &Syms, opts: &CraneliftOptions) -> Resu
         let code = module.get_finalized_function(id);
         // SAFETY: the code at this address was compiled with the signature of `KernelFn`.
         let run = unsafe { transmute::<*const u8, KernelFn>(code) };
-        Entry { run, size: c.code.len(), asm: c.asm }
+        Entry { run, asm: c.asm }
     };
     let kernels = ids.into_iter().zip(done).map(entry).collect();
-    Ok(JitModule { code: Mutex::new(Some(module)), kernels })
+    Ok(JitModule { kernels, _code: Box::new(Memory(Mutex::new(Some(module)))) })
 }
 
 /// Assembly text of one kernel for another machine: `triple` as in `aarch64-unknown-linux`, `features` by Cranelift's names.
-pub fn assembly(
-    kernel: &Kernel,
-    triple: &str,
-    features_on: &[&str],
-    opts: &CraneliftOptions,
-) -> Result<String, CodegenError> {
+pub fn assembly(kernel: &Kernel, triple: &str, features_on: &[&str], opts: &Options) -> Result<String, CodegenError> {
     let host = |e: &dyn std::fmt::Display| CodegenError::Host(e.to_string());
     let mut builder = isa::lookup_by_name(triple).map_err(|e| host(&e))?;
     for f in features_on {
         builder.enable(f).map_err(|e| host(&e))?;
     }
     let isa = builder.finish(flags(opts)?).map_err(|e| host(&e))?;
-    let opts = CraneliftOptions { disassemble: true, ..opts.clone() };
+    let opts = Options { disassemble: true, ..opts.clone() };
     let c = compile_one(kernel, &*isa, features(&*isa, &opts), &opts)?;
     Ok(c.asm.unwrap_or_default())
 }
 
-fn flags(opts: &CraneliftOptions) -> Result<settings::Flags, CodegenError> {
+fn flags(opts: &Options) -> Result<settings::Flags, CodegenError> {
     let mut flags = settings::builder();
     let verify = if opts.verify { "true" } else { "false" };
     // The schedule is the optimizer; Cranelift's would undo its order.
@@ -230,7 +109,7 @@ fn flags(opts: &CraneliftOptions) -> Result<settings::Flags, CodegenError> {
     Ok(settings::Flags::new(flags))
 }
 
-fn target(opts: &CraneliftOptions) -> Result<OwnedTargetIsa, CodegenError> {
+fn target(opts: &Options) -> Result<OwnedTargetIsa, CodegenError> {
     let host = |e: &dyn std::fmt::Display| CodegenError::Host(e.to_string());
     let mut isa = cranelift_native::builder_with_options(opts.host_features).map_err(|e| host(&e))?;
     if !opts.dot_instructions && opts.host_features {
@@ -248,7 +127,7 @@ fn target(opts: &CraneliftOptions) -> Result<OwnedTargetIsa, CodegenError> {
     isa.finish(flags(opts)?).map_err(|e| host(&e))
 }
 
-fn features(isa: &dyn TargetIsa, opts: &CraneliftOptions) -> Features {
+fn features(isa: &dyn TargetIsa, opts: &Options) -> Features {
     let flags = isa.isa_flags();
     let has = |name: &str| flags.iter().any(|f| f.name == name && f.as_bool() == Some(true));
     let x86 = isa.name() == "x64";
@@ -274,42 +153,7 @@ struct Compiled {
     asm: Option<String>,
 }
 
-fn compile_all(
-    kernels: &[Kernel],
-    isa: &dyn TargetIsa,
-    features: Features,
-    opts: &CraneliftOptions,
-) -> Result<Vec<Compiled>, CodegenError> {
-    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let threads = if opts.threads == 0 { cpus } else { opts.threads }.min(kernels.len());
-    let one = |k: &Kernel| compile_one(k, isa, features, opts);
-    if threads <= 1 {
-        return kernels.iter().map(one).collect();
-    }
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut done = Vec::new();
-        loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some(k) = kernels.get(i) else { break };
-            done.push((i, one(k)));
-        }
-        done
-    };
-    let mut all: Vec<(usize, Result<Compiled, CodegenError>)> = std::thread::scope(|s| {
-        let handles: Vec<_> = (0..threads).map(|_| s.spawn(work)).collect();
-        handles.into_iter().flat_map(|h| h.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
-    });
-    all.sort_by_key(|(i, _)| *i);
-    all.into_iter().map(|(_, c)| c).collect()
-}
-
-fn compile_one(
-    k: &Kernel,
-    isa: &dyn TargetIsa,
-    features: Features,
-    opts: &CraneliftOptions,
-) -> Result<Compiled, CodegenError> {
+fn compile_one(k: &Kernel, isa: &dyn TargetIsa, features: Features, opts: &Options) -> Result<Compiled, CodegenError> {
     let mut legal = k.clone();
     legalize(&mut legal);
     let func =
@@ -318,7 +162,7 @@ fn compile_one(
     ctx.set_disasm(opts.disassemble);
     if let Err(e) = ctx.compile(isa, &mut ControlPlane::default()) {
         let what = format!("{:?}", e.inner);
-        return Err(CodegenError::Backend { kernel: k.name.clone(), what });
+        return Err(CodegenError::Backend { kernel: k.name.clone(), backend: "cranelift", what });
     }
     let code = ctx.take_compiled_code().expect("compiled just now");
     Ok(Compiled {
@@ -344,26 +188,15 @@ fn translate(k: &Kernel, isa: &dyn TargetIsa, features: Features) -> Result<Func
     let p = b.block_params(entry);
     let params = [p[0], p[1], p[2], p[3]];
     let mut cx = Cx::new(k, features, b, params);
-    let narrowest = regs::chunks(&k.body);
-    let mut local = 0;
-    for (i, decl) in k.buffers.iter().enumerate() {
+    let narrowest = narrowest(&k.body);
+    for (i, bytes) in local_bytes(k)?.into_iter().enumerate().filter(|(i, _)| k.buffers[*i].scope == Scope::Local) {
+        let data = StackSlotData::new(StackSlotKind::ExplicitSlot, bytes, 4);
+        let slot = cx.b.create_sized_stack_slot(data);
+        cx.bases[i] = Some(cx.pure().stack_addr(types::I64, slot, 0));
+    }
+    for (i, _) in k.buffers.iter().enumerate().filter(|(_, d)| d.scope == Scope::Reg) {
         let buf = Buf(i as u32);
-        match decl.scope {
-            Scope::Reg => cx.declare_reg(buf, narrowest.get(&buf).copied())?,
-            Scope::Local => {
-                let len = decl.shape.iter().map(|d| d.as_const()).try_fold(1i64, |p, d| d.map(|d| p.saturating_mul(d)));
-                let Some(len) = len else { return Err(format!("shape of local `{}` is no constant", decl.name)) };
-                let bytes = len.saturating_mul(decl.dtype.size() as i64);
-                local += bytes.clamp(0, MAX_LOCAL + 1);
-                if local > MAX_LOCAL {
-                    return Err(format!("local buffers take more than {MAX_LOCAL} bytes"));
-                }
-                let data = StackSlotData::new(StackSlotKind::ExplicitSlot, bytes as u32, 4);
-                let slot = cx.b.create_sized_stack_slot(data);
-                cx.bases[i] = Some(cx.pure().stack_addr(types::I64, slot, 0));
-            }
-            _ => {}
-        }
+        cx.declare_reg(buf, narrowest.get(&buf).copied())?;
     }
     cx.block(&k.body)?;
     cx.b.ins().return_(&[]);

@@ -5,8 +5,10 @@ use cranelift_codegen::ir::{BlockArg, InstBuilder, Value, types};
 use marquetry_ir::DType;
 use marquetry_ir::loops::{Buf, Expr, LoopKind, Scope, Stmt, Var};
 
-use super::func::{Bind, Cx, R, ScopeKind, Val, mem_flags};
-use super::index::Poly;
+use super::func::{Bind, Cx, ScopeKind, Val, mem_flags};
+use crate::facts::stored;
+use crate::index::{Indices, Poly};
+use crate::jit::R;
 
 impl Cx<'_> {
     /// Statements in order.
@@ -57,7 +59,7 @@ impl Cx<'_> {
             Stmt::Store { buf, index, value } => self.store(*buf, index, value),
             Stmt::If { cond, then, other } => {
                 let c = self.expr(cond)?;
-                match self.constant(c.p[0]) {
+                match self.constant_of(c.p[0]) {
                     Some(0) => self.block(other),
                     Some(_) => self.block(then),
                     None => self.branch(c.p[0], then, other),
@@ -166,23 +168,4 @@ impl Cx<'_> {
         }
         Ok(())
     }
-}
-
-/// Buffers stored to.
-fn stored(body: &[Stmt]) -> Vec<Buf> {
-    let mut out = Vec::new();
-    for s in body {
-        match s {
-            Stmt::For { body, .. } => out.extend(stored(body)),
-            Stmt::Store { buf, .. } => out.push(*buf),
-            Stmt::If { then, other, .. } => {
-                out.extend(stored(then));
-                out.extend(stored(other));
-            }
-            Stmt::Let { .. } => {}
-        }
-    }
-    out.sort_unstable();
-    out.dedup();
-    out
 }

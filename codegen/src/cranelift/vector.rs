@@ -6,7 +6,9 @@ use cranelift_codegen::ir::{InstBuilder, Value, types};
 use marquetry_ir::DType;
 use marquetry_ir::loops::BinOp;
 
-use super::func::{Cx, R, Val, int_piece, is_signed, piece_type, pieces, scalar_type};
+use super::func::{Cx, Val, int_piece, piece_type, pieces, scalar_type};
+use crate::facts::limits;
+use crate::jit::R;
 
 impl Cx<'_> {
     /// Conversion by value.
@@ -62,7 +64,7 @@ impl Cx<'_> {
                 let v = self.pure().fcvt_to_sint_sat(types::I32, v);
                 self.cast_scalar(v, DType::I32, to)?
             }
-            (from, DType::F32) if is_signed(from) => {
+            (from, DType::F32) if from.is_signed_int() => {
                 let v = if from.size() < 4 { self.pure().sextend(types::I32, v) } else { v };
                 self.pure().fcvt_from_sint(types::F32, v)
             }
@@ -71,13 +73,13 @@ impl Cx<'_> {
                 self.pure().fcvt_from_sint(types::F32, v)
             }
             _ if from.size() == to.size() => v,
-            _ if from.size() < to.size() && is_signed(from) => self.pure().sextend(t, v),
+            _ if from.size() < to.size() && from.is_signed_int() => self.pure().sextend(t, v),
             _ if from.size() < to.size() => self.pure().uextend(t, v),
             _ => {
                 let (lo, hi) = limits(to);
                 let f = scalar_type(from);
                 let hi = self.pure().iconst(f, hi);
-                let v = if is_signed(from) {
+                let v = if from.is_signed_int() {
                     let mask = if f.bits() == 64 { -1 } else { (1 << f.bits()) - 1 };
                     let lo = self.pure().iconst(f, lo & mask);
                     let v = self.pure().smin(v, hi);
@@ -152,7 +154,7 @@ impl Cx<'_> {
     fn widen(&mut self, a: Val, to: DType) -> Val {
         let (mut p, mut width) = (a.p, a.dt.size());
         while width < to.size() {
-            p = self.double(&p, a.lanes, width, is_signed(a.dt));
+            p = self.double(&p, a.lanes, width, a.dt.is_signed_int());
             width *= 2;
         }
         Val::new(p, a.lanes, to)
@@ -161,7 +163,7 @@ impl Cx<'_> {
     /// Saturating, from 32 or 16 bits.
     fn narrow(&mut self, a: Val, to: DType) -> Val {
         let (mut p, mut width) = (a.p, a.dt.size());
-        if !is_signed(a.dt) {
+        if !a.dt.is_signed_int() {
             let n = width;
             let mut bytes = [0; 16];
             bytes.chunks_mut(n).for_each(|c| c.copy_from_slice(&limits(to).1.to_le_bytes()[..n]));
@@ -265,17 +267,5 @@ impl Cx<'_> {
             rest = (0..half).map(|i| self.binary_piece(op, a.dt, rest[i], rest[i + half])).collect::<R<_>>()?;
         }
         Ok(Val::new(rest, 1, a.dt))
-    }
-}
-
-/// Smallest and largest value of an integer type.
-fn limits(d: DType) -> (i64, i64) {
-    match d {
-        DType::I32 => (i64::from(i32::MIN), i64::from(i32::MAX)),
-        DType::U32 => (0, i64::from(u32::MAX)),
-        DType::I16 => (i64::from(i16::MIN), i64::from(i16::MAX)),
-        DType::I8 => (-128, 127),
-        DType::U8 | DType::Bool => (0, 255),
-        _ => (i64::MIN, i64::MAX),
     }
 }

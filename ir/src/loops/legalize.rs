@@ -10,44 +10,47 @@ use crate::DType;
 /// Errors: `exp`, `log`, `tanh`, `erf` about 2 units in the last place; `sin` and `cos` 2e-7 for arguments up to 1e5. `log`
 /// takes subnormal numbers for zero.
 pub fn legalize(k: &mut Kernel) {
-    for s in &mut k.body {
-        stmt(s);
-    }
+    rewrite_kernel(k, &expand);
 }
 
-fn stmt(s: &mut Stmt) {
+/// Rewrites every expression of a kernel bottom up, shared operands once. `f` gives what replaces a node, if anything.
+pub fn rewrite_kernel(k: &mut Kernel, f: &impl Fn(&Expr) -> Option<Expr>) {
+    k.body.iter_mut().for_each(|s| stmt(s, f));
+}
+
+fn stmt(s: &mut Stmt, f: &impl Fn(&Expr) -> Option<Expr>) {
+    let expr = |e: &mut Expr| *e = rewrite(e, f, &mut HashMap::new());
     match s {
         Stmt::For { extent, body, .. } => {
-            *extent = expr(extent);
-            body.iter_mut().for_each(stmt);
+            expr(extent);
+            body.iter_mut().for_each(|s| stmt(s, f));
         }
-        Stmt::Let { value, .. } => *value = expr(value),
+        Stmt::Let { value, .. } => expr(value),
         Stmt::Store { index, value, .. } => {
-            index.iter_mut().for_each(|e| *e = expr(e));
-            *value = expr(value);
+            index.iter_mut().for_each(expr);
+            expr(value);
         }
         Stmt::If { cond, then, other } => {
-            *cond = expr(cond);
-            then.iter_mut().chain(other).for_each(stmt);
+            expr(cond);
+            then.iter_mut().chain(other).for_each(|s| stmt(s, f));
         }
     }
 }
 
 /// Expands one expression.
 pub fn expr(e: &Expr) -> Expr {
-    rewrite(e, &mut HashMap::new())
+    rewrite(e, &expand, &mut HashMap::new())
 }
 
-/// Bottom up, each shared operand once.
-fn rewrite(e: &Expr, done: &mut HashMap<usize, Expr>) -> Expr {
+fn rewrite(e: &Expr, f: &impl Fn(&Expr) -> Option<Expr>, done: &mut HashMap<usize, Expr>) -> Expr {
     if let Some(d) = done.get(&e.id()) {
         return d.clone();
     }
     let old = e.children();
-    let new: Vec<Expr> = old.iter().map(|c| rewrite(c, done)).collect();
+    let new: Vec<Expr> = old.iter().map(|c| rewrite(c, f, done)).collect();
     let same = old.iter().zip(&new).all(|(a, b)| a.id() == b.id());
     let r = if same { e.clone() } else { e.with_children(new) };
-    let r = expand(&r).unwrap_or(r);
+    let r = f(&r).unwrap_or(r);
     done.insert(e.id(), r.clone());
     r
 }

@@ -1,6 +1,6 @@
 //! Schedules keep the meaning of kernels: in the interpreter and compiled.
 
-#[path = "../../../codegen/tests/cranelift/harness.rs"]
+#[path = "../../../codegen/tests/backends/harness.rs"]
 #[allow(dead_code)]
 mod harness;
 mod primitives;

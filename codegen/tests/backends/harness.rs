@@ -1,6 +1,6 @@
 //! Runs one kernel both ways.
 
-use marquetry_codegen::cranelift::{CraneliftOptions, JitModule, compile};
+use marquetry_codegen::{Backend, JitModule, Options, compile};
 use marquetry_ir::loops::interp::{BufData, run};
 use marquetry_ir::loops::{Kernel, Scope};
 use marquetry_ir::{DType, Sym, Syms};
@@ -40,14 +40,16 @@ impl Rng {
     }
 }
 
-/// The ways of compiling that this host offers.
-pub fn variants() -> Vec<CraneliftOptions> {
-    let o = CraneliftOptions { verify: true, threads: 1, ..CraneliftOptions::default() };
-    vec![
-        o.clone(),
-        CraneliftOptions { dot_instructions: false, ..o.clone() },
-        CraneliftOptions { host_features: false, ..o },
-    ]
+/// The backends of this build.
+pub fn backends() -> impl Iterator<Item = Backend> {
+    Backend::ALL.into_iter().filter(|b| b.is_built())
+}
+
+/// The ways of compiling that this build and host offer.
+pub fn variants() -> Vec<(Backend, Options)> {
+    let o = Options { verify: true, threads: 1, ..Options::default() };
+    let of = [o.clone(), Options { dot_instructions: false, ..o.clone() }, Options { host_features: false, ..o }];
+    backends().flat_map(|b| of.clone().map(|o| (b, o))).collect()
 }
 
 /// Runs compiled code over the parallel range, in pieces.
@@ -97,8 +99,8 @@ pub fn compare(k: &Kernel, sizes: &[i64], args: Vec<BufData>) -> Result<Vec<BufD
     for i in 0..sizes.len() {
         syms.declare(&format!("n{i}"), 0, 1 << 20, 1);
     }
-    for opts in variants() {
-        let m = compile(std::slice::from_ref(k), &syms, &opts).map_err(|e| e.to_string())?;
+    for (backend, opts) in variants() {
+        let m = compile(backend, std::slice::from_ref(k), &syms, &opts).map_err(|e| e.to_string())?;
         let mut got = args.clone();
         execute(&m, k, sizes, &mut got);
         for (i, decl) in k.buffers.iter().take(want.len()).enumerate().filter(|(_, d)| d.scope != Scope::In) {
@@ -108,7 +110,10 @@ pub fn compare(k: &Kernel, sizes: &[i64], args: Vec<BufData>) -> Result<Vec<BufD
                 let same = want[i].bytes[e * decl.dtype.size()..(e + 1) * decl.dtype.size()]
                     == got[i].bytes[e * decl.dtype.size()..(e + 1) * decl.dtype.size()];
                 if !(same || nan(w) && nan(g)) {
-                    return Err(format!("`{}`, element {e}: want {w:?}, got {g:?} with {opts:?}", decl.name));
+                    return Err(format!(
+                        "`{}`, element {e}: want {w:?}, got {g:?} by {backend:?} with {opts:?}",
+                        decl.name
+                    ));
                 }
             }
         }

@@ -1,11 +1,11 @@
 //! Hand-made kernels with the schedules that matter.
 
-use marquetry_codegen::cranelift::{CraneliftOptions, assembly, compile};
+use marquetry_codegen::{Backend, Options, compile};
 use marquetry_ir::loops::interp::BufData;
 use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt, UnOp, Var, dim_expr};
 use marquetry_ir::{DType, Dim, Sym, Syms};
 
-use crate::harness::{Rng, check, execute};
+use crate::harness::{Rng, backends, check, execute};
 
 fn var(v: Var) -> Expr {
     Expr::var(v)
@@ -114,7 +114,7 @@ fn gemm_rows8() {
 }
 
 /// Quantized matrix times vector: 8 bits, groups of 32, blocks of 8 rows.
-fn gemv_q8(n8: i64, g: i64, w_max: u8) -> Kernel {
+pub fn gemv_q8(n8: i64, g: i64, w_max: u8) -> Kernel {
     let mut k = Kernel::new("gemv_q8");
     let w = k.buffer("w", DType::U32, vec![n8.into(), g.into(), 8.into(), 8.into()], Scope::In);
     let scales = k.buffer("scales", DType::F16, vec![n8.into(), g.into(), 8.into()], Scope::In);
@@ -168,34 +168,6 @@ fn gemv_of_bytes() {
     }
 }
 
-#[test]
-fn dot_products_are_single_instructions() {
-    let opts = CraneliftOptions { disassemble: true, finite_f16: true, ..CraneliftOptions::default() };
-    let m = compile(&[gemv_q8(4, 3, 255)], &Syms::default(), &opts).unwrap();
-    let asm = m.asm(0).unwrap();
-    #[cfg(target_arch = "x86_64")]
-    if std::is_x86_feature_detected!("avxvnni")
-        || std::is_x86_feature_detected!("avx512vnni") && std::is_x86_feature_detected!("avx512vl")
-    {
-        assert_eq!(asm.matches("vpdpbusd").count(), 16, "{asm}");
-        for leftover in ["pmaddwd", "pmullw", "punpck", "phaddd"] {
-            assert!(!asm.contains(leftover), "{leftover} in {asm}");
-        }
-    }
-    assert!(m.code_size() > 0 && !asm.is_empty());
-}
-
-#[test]
-fn dot_products_on_aarch64() {
-    let opts = CraneliftOptions::default();
-    let asm =
-        |w_max, features: &[&str]| assembly(&gemv_q8(4, 3, w_max), "aarch64-unknown-linux", features, &opts).unwrap();
-    assert_eq!(asm(127, &["has_dotprod"]).matches("sdot").count(), 16);
-    assert_eq!(asm(255, &["has_dotprod", "has_i8mm"]).matches("usdot").count(), 16);
-    assert!(!asm(255, &["has_dotprod"]).contains("dot"));
-    assert!(asm(15, &[]).contains("smull"));
-}
-
 /// Functions that become arithmetic give the same bits by vectors, by scalars and in the interpreter.
 #[test]
 fn transcendental_functions() {
@@ -221,11 +193,13 @@ fn transcendental_functions() {
             b.to_f32().iter().map(|v| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }).collect()
         };
         assert_eq!(bits(&legal_out[1]), bits(&legal_out[2]));
-        // The backend expands them by itself, too.
-        let m = compile(&[k.clone()], &Syms::default(), &CraneliftOptions::default()).unwrap();
-        let mut got = args;
-        execute(&m, &k, &[], &mut got);
-        assert_eq!(bits(&got[1]), bits(&legal_out[1]));
+        // Backends expand them by themselves, too.
+        for backend in backends() {
+            let m = compile(backend, &[k.clone()], &Syms::default(), &Options::default()).unwrap();
+            let mut got = args.clone();
+            execute(&m, &k, &[], &mut got);
+            assert_eq!(bits(&got[1]), bits(&legal_out[1]), "{backend:?}");
+        }
     }
 }
 
@@ -385,10 +359,6 @@ fn casts() {
 fn many_kernels_on_many_threads() {
     fn shared<T: Send + Sync>(_: &T) {}
     let kernels: Vec<Kernel> = (0..40).map(|i| gemv_q8(2 + i % 3, 3, 127)).collect();
-    let m =
-        compile(&kernels, &Syms::default(), &CraneliftOptions { threads: 4, ..CraneliftOptions::default() }).unwrap();
-    shared(&m);
-    assert_eq!(m.len(), 40);
     let mut rng = Rng(9);
     let args: Vec<BufData> = kernels[0].buffers[..5]
         .iter()
@@ -400,7 +370,17 @@ fn many_kernels_on_many_threads() {
         }
         a
     });
-    check(&kernels[0], &[], args.collect());
+    let args: Vec<BufData> = args.collect();
+    let want = check(&kernels[0], &[], args.clone());
+    for backend in backends() {
+        let opts = Options { threads: 4, ..Options::default() };
+        let m = compile(backend, &kernels, &Syms::default(), &opts).unwrap();
+        shared(&m);
+        assert_eq!(m.len(), 40);
+        let mut got = args.clone();
+        execute(&m, &kernels[0], &[], &mut got);
+        assert_eq!(got, want, "{backend:?}");
+    }
 }
 
 #[test]
@@ -408,12 +388,23 @@ fn errors_name_the_kernel() {
     let mut k = Kernel::new("wrong");
     let a = k.buffer("a", DType::F32, vec![4.into()], Scope::In);
     k.body = vec![store(a, vec![Expr::idx(0)], Expr::float(1.0))];
-    let e = |verify| {
-        let opts = CraneliftOptions { verify, ..CraneliftOptions::default() };
-        compile(std::slice::from_ref(&k), &Syms::default(), &opts).err().map(|e| e.to_string())
+    let e = |backend, verify| {
+        let opts = Options { verify, ..Options::default() };
+        compile(backend, std::slice::from_ref(&k), &Syms::default(), &opts).err().map(|e| e.to_string())
     };
     let well_formed =
         "kernel `wrong` is not well formed: store to `a`: the buffer is only read; declare it `out` or `inout`";
-    assert_eq!(e(true).as_deref(), Some(well_formed));
-    assert_eq!(e(false).as_deref(), Some("kernel `wrong`: store to `a`, which is only read"));
+    for backend in backends() {
+        assert_eq!(e(backend, true).as_deref(), Some(well_formed));
+        assert_eq!(e(backend, false).as_deref(), Some("kernel `wrong`: store to `a`, which is only read"));
+    }
+}
+
+#[test]
+fn a_backend_that_is_not_built_says_how_to_build_it() {
+    for backend in Backend::ALL {
+        let error = compile(backend, &[], &Syms::default(), &Options::default()).err().map(|e| e.to_string());
+        assert_eq!(error.is_none(), backend.is_built());
+        assert!(error.is_none_or(|e| e.contains("--features llvm") && e.contains("llvm-22-dev")));
+    }
 }

@@ -1,5 +1,0 @@
-//! Compiled kernels against the interpreter.
-
-mod harness;
-mod kernels;
-mod random;
