@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use marquetry::engine::Backend;
 use marquetry::frontend::safetensors::Safetensors;
 use marquetry::passes::manager::PASSES;
 use safetensors::tensor::{Dtype, TensorView, serialize};
@@ -97,10 +98,29 @@ fn check_eval(name: &str, backend: &str, step: bool) {
 
 #[test]
 fn logits_are_those_of_the_reference() {
-    for backend in ["interp", "cranelift"] {
+    for backend in Backend::native().chain([Backend::Interp]).map(Backend::name) {
         check_eval("llama/base", backend, false);
         check_eval("llama/base", backend, true);
         check_eval("gemma3/text", backend, false);
+    }
+}
+
+#[test]
+fn llvm_runs_where_it_is_built_and_says_how_to_build_it_elsewhere() {
+    let cli = Cli::new();
+    let model = case("llama/base");
+    let model = model.to_str().unwrap();
+    let doctor: Value = serde_json::from_str(&cli.ok(&["doctor", "--json"])).unwrap();
+    let asm = ["inspect", model, "--stage", "asm", "--backend", "llvm"];
+    if Backend::native().any(|b| b == Backend::Llvm) {
+        assert_eq!(doctor["llvm"], "works");
+        assert!(cli.ok(&asm).contains("ret"));
+        return;
+    }
+    assert!(doctor["llvm"].as_str().unwrap().contains("--features llvm"), "{doctor}");
+    let generate = ["generate", model, "--tokens", "1,2", "--backend", "llvm"];
+    for args in [asm.as_slice(), &generate] {
+        assert!(cli.fails(6, args).contains("--features llvm"), "{args:?}");
     }
 }
 

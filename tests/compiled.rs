@@ -5,16 +5,17 @@ mod support;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use marquetry::engine::{Engine, EngineOptions, Rows};
+use marquetry::engine::{Backend, Engine, EngineOptions, Rows};
 use marquetry::frontend::safetensors::Safetensors;
 use marquetry::model::{LoadOptions, LoadedModel};
 use marquetry::passes::Numerics;
 use support::{Case, distance};
 
-fn engine(name: &str, threads: usize) -> Engine {
+fn engine(backend: Backend, name: &str, threads: usize) -> Engine {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/oracles").join(name);
     let model = LoadedModel::open(&path.to_string_lossy(), &LoadOptions::default(), &mut |_| {}).unwrap();
-    let options = EngineOptions { numerics: Some(Numerics::Strict), threads, context: 64, ..EngineOptions::default() };
+    let numerics = Some(Numerics::Strict);
+    let options = EngineOptions { backend, numerics, threads, context: 64, ..EngineOptions::default() };
     Engine::new(Arc::new(model), options).unwrap()
 }
 
@@ -27,13 +28,29 @@ fn argmax(logits: &[f32]) -> u32 {
     best.map_or(0, |(i, _)| i as u32)
 }
 
+fn bits(v: &[f32]) -> Vec<u32> {
+    v.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Every backend of this build is near the reference, and all give the same bits.
 fn agrees(name: &str) {
     let case = Case::load(name);
-    let mut e = engine(name, 2);
+    let mut first = None;
+    for backend in Backend::native() {
+        let results = bits(&near(backend, name, &case));
+        assert!(*first.get_or_insert_with(|| results.clone()) == results, "{name}: {backend:?} has other bits");
+    }
+}
+
+/// Checks one backend; its results for whole prompts.
+fn near(backend: Backend, name: &str, case: &Case) -> Vec<f32> {
+    let mut results = vec![];
+    let mut e = engine(backend, name, 2);
     for p in [&case.short, &case.long] {
         let ids = tokens(&p.ids);
         e.reset().unwrap();
         let whole = e.prefill(&ids, Rows::All).unwrap();
+        results.extend_from_slice(&whole);
         let d = distance(&whole, &p.logits);
         assert!(d <= case.tolerance, "{name}: {d} beyond {}", case.tolerance);
         e.reset().unwrap();
@@ -56,6 +73,7 @@ fn agrees(name: &str) {
         assert_eq!(next, *want as u32, "{name}: greedy continuation");
         next = argmax(e.decode(next).unwrap());
     }
+    results
 }
 
 macro_rules! cases {
@@ -72,11 +90,12 @@ reference_cases!(cases);
 fn strict_results_do_not_depend_on_the_number_of_threads() {
     for name in ["llama/llama3-rope-tied-bf16", "gemma3/text"] {
         let ids = tokens(&Case::load(name).long.ids);
-        let one = engine(name, 1).prefill(&ids, Rows::All).unwrap();
-        for threads in [2, 3, 7] {
-            let many = engine(name, threads).prefill(&ids, Rows::All).unwrap();
-            let same = one.iter().zip(&many).all(|(a, b)| a.to_bits() == b.to_bits());
-            assert!(same, "{name}: {threads} threads differ from one");
+        for backend in Backend::native() {
+            let one = engine(backend, name, 1).prefill(&ids, Rows::All).unwrap();
+            for threads in 2..=9 {
+                let many = engine(backend, name, threads).prefill(&ids, Rows::All).unwrap();
+                assert!(bits(&one) == bits(&many), "{name}, {backend:?}: {threads} threads differ from one");
+            }
         }
     }
 }
@@ -93,7 +112,7 @@ fn encoders_give_the_reference_vectors_of_each_row() {
         let t = expected.tensor(name).unwrap();
         expected.data(t).as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
     };
-    let mut e = engine("bert/bert-prefix-f16", 2);
+    let mut e = engine(Backend::Cranelift, "bert/bert-prefix-f16", 2);
     for part in ["a", "b"] {
         let [rows, columns] = expected.tensor(&format!("{part}.input_ids")).unwrap().shape[..] else { panic!() };
         let [ids, types, mask] =

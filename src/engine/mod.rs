@@ -42,6 +42,14 @@ pub enum Backend {
 }
 
 impl Backend {
+    /// All, built or not.
+    pub const ALL: [Backend; 3] = [Backend::Interp, Backend::Cranelift, Backend::Llvm];
+
+    /// Those of this build that run machine code.
+    pub fn native() -> impl Iterator<Item = Backend> {
+        Backend::ALL.into_iter().filter(|b| b.generator().is_some_and(|g| g.is_built()))
+    }
+
     /// Its name in options and reports.
     pub fn name(self) -> &'static str {
         self.generator().map_or("interp", marquetry_codegen::Backend::name)

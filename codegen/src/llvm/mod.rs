@@ -180,7 +180,8 @@ fn print(kernels: &[Kernel], names: &[String], target: &Target) -> Result<String
         let body = function(&legal, &features, &mut declares, buffers)
             .map_err(|what| CodegenError::Unsupported { kernel: k.name.clone(), what })?;
         let name = quoted(name);
-        let _ = writeln!(out, "define void @{name}(ptr %args, ptr %sizes, i64 %begin, i64 %end) #0 {{\nentry:\n{body}}}\n");
+        let _ =
+            writeln!(out, "define void @{name}(ptr %args, ptr %sizes, i64 %begin, i64 %end) #0 {{\nentry:\n{body}}}\n");
     }
     for d in &declares {
         let _ = writeln!(out, "{d}");
