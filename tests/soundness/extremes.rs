@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use marquetry::codegen::Backend;
 use marquetry::ir::graph::interp::{Tensor, Val};
 use marquetry::ir::graph::parse_module;
 use marquetry::ir::testing::program::run_program;
@@ -58,8 +59,10 @@ fn max_and_min_give_the_second_of_nan_and_of_zeros() {
             for numerics in [Numerics::Strict, Numerics::Fast] {
                 let (p, _) = manager::compile(&m, &Options { numerics, ..Options::default() }).unwrap();
                 assert_eq!(bits(&run_program(&m, &p, &i).unwrap()), bits(&want), "loop interpreter, {n}");
-                for got in native(&m, &p, &i).unwrap() {
-                    assert_eq!(bits(&got), bits(&want), "machine code, {n}");
+                for backend in Backend::ALL.into_iter().filter(|b| b.is_built()) {
+                    for got in native(backend, &m, &p, &i).unwrap() {
+                        assert_eq!(bits(&got), bits(&want), "{}, {n}", backend.name());
+                    }
                 }
             }
         }
