@@ -23,7 +23,7 @@ What converters to GGUF do to an architecture (names, settings, order of rows, g
 `frontend/src/gguf/formats/table.rs`, checked against the names of PyPI's gguf 0.19. `tests/gguf.rs` writes cases of every architecture with a
 GGUF name as llama.cpp's converter does and compares logits. `tests/tools/gguf_recipes.py` says how, and was run against llama-cpp-python
 0.3.36 on the same files: logits within 3e-5 of ours, or 7e-3 where llama.cpp looks GELU up in an f16 table. Not compared so: what llama.cpp does
-not compute in models this small or of this kind (baichuan, norms of queries and keys in cohere), where it departs from the reference (windows
+not compute in models this small (baichuan; norms of queries and keys in cohere), where it departs from the reference (windows
 of phi3, long rotation factors chosen by the size of the cache instead of the sequence), and bert, which gives no logits. Settings that GGUF
 does not carry are what llama.cpp takes them for (windows of mistral, qwen2 and starcoder2, `norm_topk_prob`). Mistral and InternLM are `llama` there.
 

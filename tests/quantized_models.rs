@@ -18,7 +18,9 @@ use marquetry::frontend::safetensors::Safetensors;
 use marquetry::frontend::weights::Weights;
 use marquetry::model::{LoadOptions, LoadedModel};
 use marquetry::passes::Numerics;
+use marquetry_ir::GgufType;
 use marquetry_ir::graph::interp::{Data, Tensor};
+use marquetry_ir::quant::dequantize;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use support::{Case, Session, distance};
 
@@ -205,5 +207,57 @@ fn blocks_with_the_same_integers_run_in_place() {
         let path = written(recipe, dir.path(), &encode);
         let tolerance = 2e-2 * Case::load(&want.case).std;
         compare(&mut engine(&path, Numerics::Strict, 2), &want, tolerance, "in place");
+    }
+}
+
+/// Blocks of Q8_0.
+fn q8_0(values: &[f32]) -> Vec<u8> {
+    let block = |g: &[f32]| {
+        let d = f16::from_f32(g.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0);
+        let q = g.iter().map(move |v| (v / d.to_f32().max(1e-30)).round_ties_even().clamp(-127.0, 127.0) as i8 as u8);
+        d.to_le_bytes().into_iter().chain(q).collect::<Vec<_>>()
+    };
+    values.chunks(32).flat_map(block).collect()
+}
+
+/// Stacks of quantized experts in place, against the same numbers as f32; the bits do not depend on the number of threads.
+#[test]
+fn quantized_experts_run_in_place() {
+    for (t, blocks) in [
+        (GgufType::Q4_0, &(|v: &[f32]| q4_0(SCHEMES[0], v)) as &dyn Fn(&[f32]) -> Vec<u8>),
+        (GgufType::Q8_0, &|v: &[f32]| q8_0(v)),
+    ] {
+        for name in ["mixtral/e4k2", "minicpm/moe", "qwen2_moe/norm-topk-sharded"] {
+            let recipe = recipes().into_iter().find(|r| r["case"] == name).unwrap();
+            let packed = |name: &str, a: &Array| {
+                let fits = a.shape.last().is_some_and(|k| k % 32 == 0) && a.shape.len() > 1;
+                (fits && name.contains("_exps")).then(|| (t.tag(), blocks(&a.values)))
+            };
+            let plain = |name: &str, a: &Array| {
+                let (_, bytes) = packed(name, a)?;
+                let mut values = vec![0.0; a.values.len()];
+                dequantize(t, &bytes, &mut values).unwrap();
+                Some((0, values.iter().flat_map(|v| v.to_le_bytes()).collect()))
+            };
+            let case = Case::load(name);
+            let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+            let path = written(&recipe, dirs[0].path(), &packed);
+            let ids = tokens(&case.long.ids);
+            let want = engine(&written(&recipe, dirs[1].path(), &plain), Numerics::Strict, 2);
+            let want = { want }.prefill(&ids, Rows::All).unwrap();
+            let mut first = None;
+            for threads in [1, 2, 3] {
+                let mut e = engine(&path, Numerics::Strict, threads);
+                assert!(e.model().quantized(), "{name}");
+                let whole = e.prefill(&ids, Rows::All).unwrap();
+                let d = distance(&whole, &want);
+                assert!(d <= case.tolerance, "{name} {t:?}: {d} beyond {}", case.tolerance);
+                assert!(*first.get_or_insert_with(|| whole.clone()) == whole, "{name} {t:?}: {threads} threads differ");
+                e.reset().unwrap();
+                let steps: Vec<f32> = ids.iter().flat_map(|id| e.decode(*id).unwrap().to_vec()).collect();
+                let d = distance(&steps, &want);
+                assert!(d <= case.tolerance, "{name} {t:?} step by step: {d} beyond {}", case.tolerance);
+            }
+        }
     }
 }

@@ -14,7 +14,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use marquetry_ir::graph::{Attr, Builder, Class, Function, Inst, Kind, Module, Op, Ty, TypeError, Value, rebuild};
+use marquetry_ir::graph::{
+    Attr, Builder, Class, Function, Inst, Kind, Module, Op, TensorTy, Ty, TypeError, Value, rebuild,
+};
 use marquetry_ir::{Dim, Elem, Syms};
 use serde::Serialize;
 
@@ -88,16 +90,29 @@ fn lowered_whole(op: Op) -> bool {
     op.class() == Class::State && op.info().expand.is_some()
 }
 
+/// Is the operation to be expanded? A choice among matrices is a contraction where each is whole row blocks.
+fn expands(op: Op, attrs: &[Attr], operands: &[Ty]) -> bool {
+    let in_blocks = |w: &TensorTy| {
+        let rows = attrs.first().and_then(|n| w.shape.first()?.div_exact(n.as_int()));
+        matches!(w.elem, Elem::Packed(_) | Elem::Rows8(_)) && rows.is_some_and(|r| r.div_exact(8).is_some())
+    };
+    let whole = match op {
+        Op::ExpertLinear => operands.get(1).and_then(|t| t.as_tensor()).is_some_and(in_blocks),
+        op => lowered_whole(op),
+    };
+    op.info().expand.is_some() && !whole
+}
+
 fn expand(syms: &Syms, f: &Function) -> Result<Function, TypeError> {
     let mut f = rebuild(syms, f, &Ty::clone, &mut |b, inst, operands| flat_product(b, inst, operands))?;
-    while f.insts.iter().any(|i| i.op.info().expand.is_some() && !lowered_whole(i.op)) {
-        f = rebuild(syms, &f, &Ty::clone, &mut |b: &mut Builder<'_>, inst: &Inst, operands: &[Value]| match inst
-            .op
-            .info()
-            .expand
-        {
-            Some(e) if !lowered_whole(inst.op) => Ok(Some(vec![e(b, operands, &inst.attrs)?])),
-            _ => Ok(None),
+    let types = |f: &Function, i: &Inst| i.operands.iter().map(|v| f.ty(*v).clone()).collect::<Vec<_>>();
+    while f.insts.iter().any(|i| expands(i.op, &i.attrs, &types(&f, i))) {
+        f = rebuild(syms, &f, &Ty::clone, &mut |b: &mut Builder<'_>, inst: &Inst, operands: &[Value]| {
+            let types: Vec<Ty> = operands.iter().map(|v| b.func.ty(*v).clone()).collect();
+            match inst.op.info().expand {
+                Some(e) if expands(inst.op, &inst.attrs, &types) => Ok(Some(vec![e(b, operands, &inst.attrs)?])),
+                _ => Ok(None),
+            }
         })?;
     }
     let m = Module { syms: syms.clone(), functions: vec![f], ..Module::default() };

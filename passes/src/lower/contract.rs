@@ -1,6 +1,6 @@
 //! Contractions over packed weights: register tiles of tokens by row blocks, with the epilogue applied in registers.
 
-use marquetry_ir::graph::{Op, Value};
+use marquetry_ir::graph::{Class, Inst, Op, Value};
 use marquetry_ir::loops::{Buf, Expr, LoopKind, Stmt, dim_expr};
 use marquetry_ir::{DType, Dim, Packed};
 
@@ -9,9 +9,12 @@ use super::read::{Cx, Lowered, Planes, Tile};
 /// Tokens that share one pass over a block of weights.
 const TOKENS: i64 = 4;
 
-/// The anchor `linear` or `qlinear`, then everything up to `result`, stored to `out`.
+/// The anchor, then everything up to `result`, stored to `out`.
 pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
-    let anchor = cx.f.insts.iter().find(|i| matches!(i.op, Op::Linear | Op::QLinear)).ok_or("no contraction")?;
+    let anchor = cx.f.insts.iter().find(|i| i.op.class() == Class::Contract).ok_or("no contraction")?;
+    if anchor.op == Op::ExpertLinear {
+        return experts(cx, anchor, result, out);
+    }
     let (x, w, y) = (anchor.operands[0], anchor.operands[1], anchor.results[0]);
     let shape = cx.shape(y);
     let [tokens, rows] = shape.as_slice() else { return Err("activations of a contraction have two axes".into()) };
@@ -34,26 +37,69 @@ pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
     let tokens = tokens.clone();
     let body = cx.each("b", &per_block, LoopKind::Parallel, |cx, b| {
         let first = b * blocks;
+        let at = |token: Expr, block: Expr| At { weights: block.clone(), token, block, choice: None };
         if tokens.as_const() == Some(1) {
-            return job.tile(cx, 1, Expr::idx(0), first);
+            return job.tile(cx, 1, at(Expr::idx(0), first));
         }
         let n = dim_expr(&tokens);
         let limit = cx.syms.range(&tokens).1;
         let mut all = vec![];
         let var = cx.k.fresh("t");
         cx.ranges.declare(var, limit / TOKENS + 1);
-        let main = job.tile(cx, TOKENS, Expr::var(var) * TOKENS, first.clone())?;
+        let main = job.tile(cx, TOKENS, at(Expr::var(var) * TOKENS, first.clone()))?;
         all.push(Stmt::For { var, extent: n.clone() / TOKENS, kind: LoopKind::Serial, body: main });
         let var = cx.k.fresh("t");
         cx.ranges.declare(var, TOKENS);
         let (bind, whole) = cx.bind("whole", n.clone() / TOKENS * TOKENS);
         all.push(bind);
-        let rest = job.tile(cx, 1, whole + Expr::var(var), first)?;
+        let rest = job.tile(cx, 1, at(whole + Expr::var(var), first))?;
         all.push(Stmt::For { var, extent: n % TOKENS, kind: LoopKind::Serial, body: rest });
         Ok(all)
     })?;
     cx.k.body = vec![body];
     Ok(())
+}
+
+/// The anchor `expert_linear` over matrices in row blocks. Threads share the blocks of a matrix; each goes through all tokens, so that
+/// those which chose one expert find its rows in a near cache.
+fn experts(cx: &mut Cx<'_>, anchor: &Inst, result: Value, out: Buf) -> Lowered<()> {
+    let (x, w, ids, y) = (anchor.operands[0], anchor.operands[1], anchor.operands[2], anchor.results[0]);
+    let shape = cx.shape(y);
+    let [tokens, choices, rows] = shape.as_slice() else { return Err("a choice of matrices has three axes".into()) };
+    let rows = rows.as_const().filter(|r| r % 8 == 0).ok_or("experts whose rows are no whole blocks")?;
+    let total = |s: &[Dim]| s[1..].iter().fold(Dim::from(1), |a, d| a * d.clone());
+    let of = cx.shape(result);
+    if of.first() != Some(tokens) || total(&of) != total(&shape) {
+        return Err("the epilogue does not keep the columns".into());
+    }
+    let is_float = matches!(cx.planes.get(&w), Some(Planes::Rows8(_)));
+    let blocks = if is_float && rows % 16 == 0 { 2 } else { 1 };
+    let job = Job { x, w, y, result, out, rows, ratio: 1, blocks };
+    let body = cx.each("b", &Dim::from(rows / 8 / blocks), LoopKind::Parallel, |cx, b| {
+        let block = b * blocks;
+        let each_token = cx.each("t", tokens, LoopKind::Serial, |cx, token| {
+            let each_choice = cx.each("c", choices, LoopKind::Serial, |cx, choice| {
+                let id = cx.read(ids, &[token.clone(), choice.clone()])?.cast(DType::I64);
+                let (bind, weights) = cx.bind("w", id * (rows / 8) + block.clone());
+                let at = At { token: token.clone(), choice: Some(choice), block: block.clone(), weights };
+                Ok([vec![bind], job.tile(cx, 1, at)?].concat())
+            })?;
+            Ok(vec![each_choice])
+        })?;
+        Ok(vec![each_token])
+    })?;
+    cx.k.body = vec![body];
+    Ok(())
+}
+
+/// Where a tile lies.
+struct At {
+    token: Expr,
+    /// Of the token, where there are several.
+    choice: Option<Expr>,
+    block: Expr,
+    /// Its first block in the weights.
+    weights: Expr,
 }
 
 #[derive(Clone, Copy)]
@@ -71,7 +117,7 @@ struct Job {
 }
 
 impl Job {
-    fn tile(&self, cx: &mut Cx<'_>, tokens: i64, t0: Expr, b0: Expr) -> Lowered<Vec<Stmt>> {
+    fn tile(&self, cx: &mut Cx<'_>, tokens: i64, at: At) -> Lowered<Vec<Stmt>> {
         let acc = cx.local("acc", DType::F32, &[tokens * self.blocks, 8]);
         let mut all = vec![];
         for i in 0..tokens * self.blocks {
@@ -79,7 +125,10 @@ impl Job {
                 Ok(vec![cx.store(acc, vec![Expr::idx(i), r], Expr::float(0.0))])
             })?);
         }
-        let tile = Tile { value: self.y, acc, origin: (t0.clone(), b0.clone()), blocks: self.blocks };
+        let At { token: t0, choice, block: b0, weights } = at;
+        let before = choice.clone().map_or(Expr::idx(0), |c| c * self.rows);
+        let origin = (t0.clone(), b0.clone());
+        let tile = Tile { value: self.y, acc, origin, choice, weights, blocks: self.blocks };
         all.extend(match (cx.planes.get(&self.w).cloned(), cx.planes.get(&self.x).cloned()) {
             (Some(Planes::Rows8(w)), _) => self.floats(cx, w, true, tokens, &tile)?,
             (Some(Planes::Plain(w)), _) => self.floats(cx, w, false, tokens, &tile)?,
@@ -94,7 +143,7 @@ impl Job {
         cx.tile = Some(tile);
         for t in 0..tokens {
             for b in 0..self.blocks / self.ratio {
-                all.extend(self.epilogue(cx, t0.clone() + t, b0.clone(), b)?);
+                all.extend(self.epilogue(cx, t0.clone() + t, b0.clone(), b, &before)?);
             }
         }
         cx.tile = None;
@@ -102,8 +151,13 @@ impl Job {
         Ok(all)
     }
 
-    /// Stores 8 outputs of one token.
-    fn epilogue(&self, cx: &mut Cx<'_>, token: Expr, b0: Expr, b: i64) -> Lowered<Vec<Stmt>> {
+    /// Where `x` has the inner index `k` of a tile's token.
+    fn input(tile: &Tile, t: i64, k: Expr) -> Vec<Expr> {
+        [tile.origin.0.clone() + t].into_iter().chain(tile.choice.clone()).chain([k]).collect()
+    }
+
+    /// Stores 8 outputs of one token, which has `before` others before these.
+    fn epilogue(&self, cx: &mut Cx<'_>, token: Expr, b0: Expr, b: i64, before: &Expr) -> Lowered<Vec<Stmt>> {
         let shape = cx.shape(self.result);
         let ratio = self.ratio;
         let store = |cx: &mut Cx<'_>, r: Expr| {
@@ -111,7 +165,7 @@ impl Job {
             let first = if ratio == 2 { cx.ranges.div_rem(&b0, 2).0 } else { b0.clone() };
             let column = (first + b) * 8 + r;
             let mut at = vec![];
-            let mut flat = column.clone();
+            let mut flat = before.clone() + column.clone();
             for d in shape.iter().skip(2).rev() {
                 let (q, r) = cx.ranges.div_rem(&flat, d.as_const().unwrap_or(1));
                 at.push(r);
@@ -142,10 +196,10 @@ impl Job {
         let loop_ = cx.each("k", &k, LoopKind::Serial, |cx, k| {
             let mut body = vec![];
             for t in 0..tokens {
-                let x = cx.read(self.x, &[tile.origin.0.clone() + t, k.clone()])?;
+                let x = cx.read(self.x, &Self::input(tile, t, k.clone()))?;
                 for b in 0..self.blocks {
                     body.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| {
-                        let block = tile.origin.1.clone() + b;
+                        let block = tile.weights.clone() + b;
                         let last = self.rows * self.ratio - 1;
                         let at = match blocked {
                             true => vec![block, k.clone(), r.clone()],
@@ -183,7 +237,7 @@ impl Job {
         let loop_ = cx.each("g", &(k / 32).into(), LoopKind::Serial, |cx, g| {
             let mut body = vec![];
             for b in 0..self.blocks {
-                let block = tile.origin.1.clone() + b;
+                let block = tile.weights.clone() + b;
                 for word in 0..words {
                     for part in 0..32 / words {
                         let (byte, high) = (part % 4, part / 4);
@@ -191,7 +245,7 @@ impl Job {
                         let sub = j / i64::from(p.group);
                         let mut xs = vec![];
                         for t in 0..tokens {
-                            xs.push(cx.read(self.x, &[tile.origin.0.clone() + t, g.clone() * 32 + j])?);
+                            xs.push(cx.read(self.x, &Self::input(tile, t, g.clone() * 32 + j))?);
                         }
                         body.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| {
                             let at = vec![block.clone(), g.clone(), Expr::idx(word), r.clone()];
@@ -231,7 +285,7 @@ impl Job {
         let loop_ = cx.each("g", &(k / 32).into(), LoopKind::Serial, |cx, g| {
             let mut body = vec![];
             for b in 0..self.blocks {
-                let block = tile.origin.1.clone() + b;
+                let block = tile.weights.clone() + b;
                 body.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| {
                     let mut lane = vec![];
                     let mut sums = vec![Expr::int(0, DType::I32); (tokens * subs) as usize];
@@ -284,7 +338,7 @@ impl Job {
     ) -> Stmt {
         let subs = 32 / i64::from(p.group);
         let token = tile.origin.0.clone() + t;
-        let plane = vec![tile.origin.1.clone() + b, g.clone() * subs + sub, r.clone()];
+        let plane = vec![tile.weights.clone() + b, g.clone() * subs + sub, r.clone()];
         let s = cx.k.load(scale, plane.clone()).cast(DType::F32);
         let d = cx.k.load(dot, vec![Expr::idx((t * self.blocks + b) * subs + sub), r.clone()]).cast(DType::F32);
         let x = cx.k.load(xs, vec![token.clone(), g.clone()]);

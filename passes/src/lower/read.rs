@@ -35,6 +35,10 @@ pub struct Tile {
     pub acc: Buf,
     /// First token and first block of the tile.
     pub origin: (Expr, Expr),
+    /// The choice of the token, where it passes several matrices.
+    pub choice: Option<Expr>,
+    /// First block of the weights: that of the tile, or one further on, in the matrix chosen.
+    pub weights: Expr,
     /// Blocks of 8 rows.
     pub blocks: i64,
 }
@@ -252,7 +256,13 @@ impl<'a> Cx<'a> {
     }
 
     fn accumulator(&mut self, tile: &Tile, idx: &[Expr]) -> Lowered<Expr> {
-        let [token, col] = idx else { return Err("a contraction has two axes".into()) };
+        let (token, col) = match (idx, &tile.choice) {
+            ([token, col], None) => (token, col),
+            ([token, choice, col], Some(of)) if self.ranges.only(&(choice.clone() - of.clone())) == Some(0) => {
+                (token, col)
+            }
+            _ => return Err("the epilogue reads outside of its tile".into()),
+        };
         let (block, lane) = self.ranges.div_rem(col, 8);
         let t = self.ranges.simplify(&(token.clone() - tile.origin.0.clone()));
         let b = self.ranges.simplify(&(block - tile.origin.1.clone()));
