@@ -18,6 +18,9 @@ pub(crate) fn stored(body: &[Stmt]) -> Vec<Buf> {
                 out.extend(stored(then));
                 out.extend(stored(other));
             }
+            Stmt::Micro(m) => {
+                out.extend(m.args.iter().zip(m.op.params()).filter(|(_, p)| p.written).map(|((buf, _), _)| *buf));
+            }
             Stmt::Let { .. } => {}
         }
     }
@@ -58,6 +61,7 @@ fn visit(body: &[Stmt], seen: &mut HashSet<usize>, note: &mut impl FnMut(Buf, u1
                 visit(then, seen, note);
                 visit(other, seen, note);
             }
+            Stmt::Micro(m) => m.exprs().for_each(|e| visit_expr(e, seen, note)),
         }
     }
 }

@@ -4,8 +4,8 @@ use std::any::Any;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use marquetry_ir::Syms;
-use marquetry_ir::loops::Kernel;
 use marquetry_ir::loops::verify::verify;
+use marquetry_ir::loops::{Kernel, MicroOp, Routine};
 use marquetry_ir::program::KernelFn;
 use thiserror::Error;
 
@@ -85,8 +85,11 @@ pub enum CodegenError {
     NotBuilt(&'static str),
 }
 
+/// The routine for a micro-kernel, if there is one.
+pub type Routines = fn(&MicroOp) -> Option<Routine>;
+
 /// Choices of code generation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Use what the host CPU offers beyond the baseline of its architecture.
     pub host_features: bool,
@@ -94,6 +97,8 @@ pub struct Options {
     pub dot_instructions: bool,
     /// Assume that f16 inputs are finite: infinities and NaNs may then read as numbers of 2^16 and more.
     pub finite_f16: bool,
+    /// Finds the routine for a micro-kernel on this machine; where there is none, its loops are compiled.
+    pub routines: Routines,
     /// Check the kernels and the generated code of the backend's own IR.
     pub verify: bool,
     /// Keep the assembly text of every kernel.
@@ -108,6 +113,7 @@ impl Default for Options {
             host_features: true,
             dot_instructions: true,
             finite_f16: false,
+            routines: |_| None,
             verify: cfg!(debug_assertions),
             disassemble: false,
             threads: 0,

@@ -7,4 +7,4 @@ mod jit;
 #[cfg(feature = "llvm")]
 pub mod llvm;
 
-pub use jit::{Backend, CodegenError, JitModule, Options, compile};
+pub use jit::{Backend, CodegenError, JitModule, Options, Routines, compile};

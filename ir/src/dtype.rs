@@ -209,8 +209,10 @@ pub struct Packed {
 
 impl Packed {
     /// The packed layout that holds values of a GGUF block format exactly.
-    pub fn for_gguf(t: GgufType) -> Packed {
-        let p = |bits, group, scale, zero, min, max| Packed { bits, group, scale, zero, min, max };
+    pub const fn for_gguf(t: GgufType) -> Packed {
+        const fn p(bits: u8, group: u16, scale: DType, zero: u8, min: bool, max: u8) -> Packed {
+            Packed { bits, group, scale, zero, min, max }
+        }
         match t {
             GgufType::Q4_0 => p(4, 32, DType::F16, 8, false, 15),
             GgufType::Q4_1 => p(4, 32, DType::F16, 0, true, 15),

@@ -1,6 +1,7 @@
 //! The text form reads back what it prints, and refuses everything else with a place.
 
-use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt, UnOp, Var, dim_expr};
+use marquetry_ir::loops::micro::Attend;
+use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, LoopKind, Micro, MicroOp, Node, Scope, Stmt, UnOp, Var, dim_expr};
 use marquetry_ir::program::{Buffer, BufferId, KernelId, Launch, Place, Program, State, Weight};
 use marquetry_ir::text::{parse_kernel, parse_program, print_kernel, print_program};
 use marquetry_ir::{DType, Dim, Elem, GgufType, Packed, Sym, Syms};
@@ -150,7 +151,7 @@ fn errors_name_place_and_expectation() {
         ("", "1:1: IR001: expected `kernel`, found the end of the text"),
         (
             "kernel @k() {",
-            "1:14: IR001: expected a statement (`for`, `parallel`, `unroll`, `let`, `store`, `if`) or `}`, found the end of the text",
+            "1:14: IR001: expected a statement (`for`, `parallel`, `unroll`, `let`, `store`, `if`, `micro`) or `}`, found the end of the text",
         ),
         ("kernel @k(%x: f33 in) {}", "1:15: IR001: expected an element type such as `f32`, found `f33`"),
         ("kernel @k(%x: f32[q] in) {}", "1:19: IR010: symbol `q` is not declared"),
@@ -307,6 +308,7 @@ fn expr() -> impl Strategy<Value = Expr> {
 
 fn stmt() -> impl Strategy<Value = Stmt> {
     let var = 0..VARS.len() as u32;
+    let place = (0..4u32, prop::collection::vec(expr(), 0..3)).prop_map(|(b, index)| (Buf(b), index));
     let leaf = prop_oneof![
         (var.clone(), expr()).prop_map(|(v, value)| Stmt::Let { var: Var(v), value }),
         (0..4u32, prop::collection::vec(expr(), 0..3), expr()).prop_map(|(b, index, value)| Stmt::Store {
@@ -314,6 +316,8 @@ fn stmt() -> impl Strategy<Value = Stmt> {
             index,
             value
         }),
+        (micro_op(), prop::collection::vec(place, 0..3), prop::collection::vec(expr(), 0..3))
+            .prop_map(|(op, args, sizes)| Stmt::Micro(Micro { op, args, sizes })),
     ];
     leaf.prop_recursive(3, 12, 3, move |s| {
         let body = prop::collection::vec(s, 0..3);
@@ -328,6 +332,21 @@ fn stmt() -> impl Strategy<Value = Stmt> {
             (expr(), body.clone(), body).prop_map(|(cond, then, other)| Stmt::If { cond, then, other }),
         ]
     })
+}
+
+fn micro_op() -> impl Strategy<Value = MicroOp> {
+    let packed = prop::sample::select(GgufType::ALL.to_vec()).prop_map(Packed::for_gguf);
+    let float = prop::sample::select(vec![DType::F32, DType::F16, DType::BF16]);
+    prop_oneof![
+        packed.clone().prop_map(MicroOp::Dot),
+        packed.prop_map(MicroOp::Unpack),
+        float.clone().prop_map(MicroOp::Fma),
+        (float, any::<u32>(), any::<u32>()).prop_map(|(dtype, scale, cap)| MicroOp::Attend(Attend {
+            dtype,
+            scale,
+            cap
+        })),
+    ]
 }
 
 fn kernel() -> impl Strategy<Value = Kernel> {

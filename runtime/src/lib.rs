@@ -1,6 +1,7 @@
 //! Runs compiled programs: thread pool, buffers, persistent state, paged KV cache, sampling and the files they come from.
 //!
-//! `unsafe` lives in [`pool`] (the shared job), `memory` (allocation), `exec` (kernel calls) and `files` (maps).
+//! `unsafe` lives in [`pool`] (the shared job), `memory` (allocation), `exec` (kernel calls), `files` (maps) and [`micro`] (vector
+//! instructions).
 
 mod error;
 mod exec;
@@ -8,6 +9,7 @@ mod extent;
 pub mod files;
 pub mod kv;
 mod memory;
+pub mod micro;
 mod module;
 pub mod pool;
 pub mod sampler;

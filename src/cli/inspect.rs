@@ -14,6 +14,7 @@ use marquetry::passes::Numerics;
 use marquetry::passes::dot::dot;
 use marquetry::passes::manager::{self, Ir, Options, TRACE, pipeline_between, print};
 use marquetry::runtime::files::write_file;
+use marquetry::runtime::micro;
 use marquetry::start::{Source, Start};
 use marquetry::watch::Place;
 use serde_json::{Value, json};
@@ -37,6 +38,9 @@ pub struct Args {
     /// What makes the machine code.
     #[arg(long, value_enum, default_value = "cranelift")]
     backend: BackendArg,
+    /// Show what is run without routines for this CPU's vector instructions.
+    #[arg(long)]
+    portable: bool,
     #[command(flatten)]
     watch: WatchArgs,
     #[command(flatten)]
@@ -124,14 +128,16 @@ fn compile_options(model: &LoadedModel, args: &Args) -> (Bucket, Options) {
         BucketArg::Decode => Bucket::Decode,
         BucketArg::Prefill => Bucket::Prefill,
     };
-    (bucket, bucket_options(bucket, numerics, model.text.context.min(32_768)))
+    let mut options = bucket_options(bucket, numerics, model.text.context.min(32_768));
+    options.target.micro = !args.portable && micro::available();
+    (bucket, options)
 }
 
 fn assembly(p: &Program, backend: BackendArg) -> Result<Vec<String>, Error> {
     let backend = Backend::from(backend).generator();
     let backend =
         backend.ok_or_else(|| Error::usage("the interpreter has no machine code; use `--backend cranelift`"))?;
-    let options = codegen::Options { disassemble: true, ..codegen::Options::default() };
+    let options = codegen::Options { disassemble: true, routines: micro::routine, ..codegen::Options::default() };
     let code = compile(backend, &p.kernels, &p.syms, &options)?;
     Ok((0..code.len()).map(|i| code.asm(i).unwrap_or_default().to_string()).collect())
 }

@@ -159,6 +159,9 @@ pub struct EngineArgs {
     /// Threads [default: one per CPU, at most 16].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// Run only what the compiler generates, without routines for this CPU's vector instructions.
+    #[arg(long)]
+    pub portable: bool,
     /// Positions of the cache [default: the model's, at most 32768].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub context: Option<u32>,
@@ -178,6 +181,7 @@ impl EngineArgs {
             backend: self.backend.into(),
             numerics: self.numerics.map(Numerics::from),
             threads: self.threads.map_or(0, usize::from),
+            portable: self.portable,
             context: self.context.map_or(0, |c| c as usize),
             cache: self.cache(),
             watch: Watch { from: self.from.source(), ..self.watch.watch() },

@@ -10,7 +10,7 @@ use marquetry_ir::graph::Module;
 use marquetry_ir::program::Program;
 use marquetry_passes::Numerics;
 use marquetry_passes::manager::Reports;
-use marquetry_runtime::{Arena, Code, Function, Pool, RuntimeError, States};
+use marquetry_runtime::{Arena, Code, Function, Pool, RuntimeError, States, micro};
 
 use super::programs::{self, Bucket, bucket_options};
 use super::weights::PackedWeights;
@@ -64,7 +64,10 @@ impl Jit {
 
     fn compile(&mut self, bucket: Bucket, stats: &mut Stats) -> Result<Function, Error> {
         let start = Instant::now();
-        let options = bucket_options(bucket, self.numerics, self.options.context);
+        let mut options = bucket_options(bucket, self.numerics, self.options.context);
+        // LLVM spells loops out itself.
+        let calls = self.backend == codegen::Backend::Cranelift;
+        options.target.micro = calls && !self.options.portable && micro::available();
         let (program, cached) = match self.options.watch.is_on() {
             true => {
                 let (program, reports) = programs::watched(&self.module, bucket, &options, &self.options.watch)?;
@@ -86,7 +89,7 @@ impl Jit {
 
 /// Machine code of a program's kernels.
 pub(crate) fn generate(program: &Program, backend: codegen::Backend, numerics: Numerics) -> Result<Code, Error> {
-    let options = Options { finite_f16: numerics == Numerics::Fast, ..Options::default() };
+    let options = Options { finite_f16: numerics == Numerics::Fast, routines: micro::routine, ..Options::default() };
     let module = codegen::compile(backend, &program.kernels, &program.syms, &options)?;
     let kernels = (0..module.len()).map(|i| module.kernel(i)).collect();
     // SAFETY: the entry points are those of the program's kernels in order, and live as long as the module, which goes along.

@@ -74,6 +74,8 @@ pub struct EngineOptions {
     pub numerics: Option<Numerics>,
     /// Threads; 0 for one per CPU, at most 16.
     pub threads: usize,
+    /// Only what the compiler generates, no routines for this CPU's vector instructions.
+    pub portable: bool,
     /// Positions of the cache; 0 for those of the model, at most 32768.
     pub context: usize,
     /// Where planned programs are kept; nowhere if absent.

@@ -40,7 +40,7 @@ impl Bucket {
     }
 }
 
-/// Options for compiling a bucket with a cache of that many positions.
+/// Options for compiling a bucket with a cache of that many positions, for any CPU.
 pub fn bucket_options(bucket: Bucket, numerics: Numerics, context: usize) -> Options {
     let pages = Narrow::Range(1, context.div_ceil(PAGE).max(1) as i64);
     let tokens = match bucket {

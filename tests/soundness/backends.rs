@@ -8,11 +8,11 @@ use marquetry::ir::graph::interp::Val;
 use marquetry::ir::program::Program;
 use marquetry::ir::testing::program::{bytes, outcome, planes, results, weight};
 use marquetry::ir::testing::{Inputs, Outcome};
-use marquetry::runtime::{Arena, Code, Function, Pool, States, WeightData};
+use marquetry::runtime::{Arena, Code, Function, Pool, States, WeightData, micro};
 
-/// Compiles a program and runs it on one thread, then on two.
+/// Compiles a program, with this CPU's routines for its micro-kernels, and runs it on one thread, then on two.
 pub fn native(backend: Backend, m: &Module, p: &Program, i: &Inputs) -> Result<[Outcome; 2], String> {
-    let options = Options { verify: true, threads: 1, ..Options::default() };
+    let options = Options { verify: true, threads: 1, routines: micro::routine, ..Options::default() };
     let code = compile(backend, &p.kernels, &p.syms, &options).map_err(|e| e.to_string())?;
     let kernels = (0..code.len()).map(|k| code.kernel(k)).collect();
     // SAFETY: the entry points are those of the program's kernels in order, and live as long as the code, which goes along.

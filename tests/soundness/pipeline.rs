@@ -11,6 +11,7 @@ use marquetry::ir::testing::{
 };
 use marquetry::passes::Numerics;
 use marquetry::passes::check::{narrows, rounds, unrounded};
+use marquetry::passes::eqsat::cost::Target;
 use marquetry::passes::manager::{self, Ir, Options};
 
 use crate::backends::native;
@@ -129,6 +130,19 @@ fn checked(m: &Module, seed: u64) -> Result<(), Fault> {
             }
             of_loops.agrees(&place(name), Ok(one))?;
         }
+
+        let target = Target { micro: true, ..options.target };
+        let tiled = Options { target, ..options };
+        let tiled = manager::run(Ir::Graph(g.clone()), "lower,schedule,plan", &tiled, &mut |_, _| {});
+        let (Ir::Program(p), _) = tiled.map_err(|e| fault(&place("micro-kernels"), e.to_string()))? else {
+            return Err(fault("pipeline", "no program".into()));
+        };
+        of_loops.agrees(&place("micro-kernels, loop interpreter"), run_program(m, &p, &i))?;
+        let [one, two] = native(Backend::Cranelift, m, &p, &i).map_err(|e| fault("micro-kernels", e))?;
+        if let Some(what) = bits_differ(&one, &two) {
+            return Err(fault("micro-kernels on two threads", what));
+        }
+        of_loops.agrees(&place("micro-kernels, cranelift"), Ok(one))?;
     }
     Ok(())
 }

@@ -24,11 +24,11 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::{FuncId, Linkage, Module, ModuleReloc, default_libcall_names};
 use marquetry_ir::loops::legalize::legalize;
-use marquetry_ir::loops::{Buf, Kernel, Scope};
+use marquetry_ir::loops::{Buf, Kernel, Scope, micro};
 use marquetry_ir::program::KernelFn;
 
 use crate::facts::{local_bytes, narrowest};
-use crate::jit::{CodegenError, Entry, JitModule, Options, on_threads, threads};
+use crate::jit::{CodegenError, Entry, JitModule, Options, Routines, on_threads, threads};
 use dot::DotForm;
 use func::Cx;
 
@@ -37,6 +37,7 @@ use func::Cx;
 struct Features {
     dot: DotForm,
     finite_f16: bool,
+    routines: Routines,
     /// Vector loads of floats must not become memory operands.
     keep_loads_apart: bool,
 }
@@ -141,7 +142,7 @@ fn features(isa: &dyn TargetIsa, opts: &Options) -> Features {
     } else {
         DotForm::Tree
     };
-    Features { dot, finite_f16: opts.finite_f16, keep_loads_apart: x86 && !has("has_avx") }
+    Features { dot, finite_f16: opts.finite_f16, routines: opts.routines, keep_loads_apart: x86 && !has("has_avx") }
 }
 
 /// A kernel's code before it has an address.
@@ -155,6 +156,7 @@ struct Compiled {
 
 fn compile_one(k: &Kernel, isa: &dyn TargetIsa, features: Features, opts: &Options) -> Result<Compiled, CodegenError> {
     let mut legal = k.clone();
+    micro::expand(&mut legal, &|op| (opts.routines)(&op).is_none());
     legalize(&mut legal);
     let func =
         translate(&legal, isa, features).map_err(|what| CodegenError::Unsupported { kernel: k.name.clone(), what })?;

@@ -1,9 +1,9 @@
 //! Statements.
 
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{BlockArg, InstBuilder, Value, types};
-use marquetry_ir::DType;
-use marquetry_ir::loops::{Buf, Expr, LoopKind, Scope, Stmt, Var};
+use cranelift_codegen::ir::{AbiParam, BlockArg, InstBuilder, Signature, StackSlotData, StackSlotKind, Value, types};
+use marquetry_ir::loops::{Buf, Expr, LoopKind, Micro, Scope, Stmt, Var, dim_expr};
+use marquetry_ir::{DType, Dim};
 
 use super::func::{Bind, Cx, ScopeKind, Val, mem_flags};
 use crate::facts::stored;
@@ -65,7 +65,44 @@ impl Cx<'_> {
                     None => self.branch(c.p[0], then, other),
                 }
             }
+            Stmt::Micro(m) => self.call(m),
         }
+    }
+
+    /// Calls the routine of a micro-kernel.
+    fn call(&mut self, m: &Micro) -> R<()> {
+        let Some(routine) = (self.features.routines)(&m.op) else { return Err(format!("no routine for `{}`", m.op)) };
+        let mut sizes = vec![];
+        for e in &m.sizes {
+            let p = self.index(e)?;
+            sizes.push(self.sum(&p));
+        }
+        let mut addresses = vec![];
+        for (buf, index) in &m.args {
+            let (at, offset) = self.address(*buf, index)?;
+            addresses.push(self.pure().iadd_imm_s(at, i64::from(offset)));
+            let stride = self.k.decl(*buf).shape.iter().skip(1).fold(Dim::from(1), |a, d| a * d.clone());
+            let stride = self.index(&dim_expr(&stride))?;
+            sizes.push(self.sum(&stride));
+        }
+        sizes.extend(m.op.constants().into_iter().map(|v| self.int(DType::I64, v)));
+        let [args, sizes] = [addresses, sizes].map(|all| {
+            let data = StackSlotData::new(StackSlotKind::ExplicitSlot, 8 * all.len() as u32, 3);
+            let slot = self.b.create_sized_stack_slot(data);
+            let at = self.pure().stack_addr(types::I64, slot, 0);
+            for (i, v) in all.into_iter().enumerate() {
+                self.b.ins().store(mem_flags(), v, at, 8 * i as i32);
+            }
+            at
+        });
+        let mut signature = Signature::new(self.b.func.signature.call_conv);
+        signature.params = vec![AbiParam::new(types::I64); 2];
+        let signature = self.b.import_signature(signature);
+        let address = self.b.ins().iconst(types::I64, routine as usize as i64);
+        self.b.ins().call_indirect(signature, address, &[args, sizes]);
+        let written = m.args.iter().zip(m.op.params()).filter(|(_, p)| p.written);
+        written.for_each(|((buf, _), _)| self.clobber(*buf));
+        Ok(())
     }
 
     /// A loop that may run not at all.

@@ -24,7 +24,7 @@ use inkwell::memory_buffer::MemoryBuffer;
 use inkwell::module::Module;
 use inkwell::targets::FileType;
 use marquetry_ir::loops::legalize::legalize;
-use marquetry_ir::loops::{Buf, Kernel, Scope};
+use marquetry_ir::loops::{Buf, Kernel, Scope, micro};
 use marquetry_ir::program::KernelFn;
 
 use crate::facts::{local_bytes, narrowest};
@@ -175,6 +175,7 @@ fn print(kernels: &[Kernel], names: &[String], target: &Target) -> Result<String
     let mut out = String::new();
     for (k, name) in kernels.iter().zip(names) {
         let mut legal = k.clone();
+        micro::expand(&mut legal, &|_| true);
         legalize(&mut legal);
         half::expand(&mut legal, &features);
         let body = function(&legal, &features, &mut declares, buffers)

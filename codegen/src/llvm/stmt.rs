@@ -60,6 +60,7 @@ impl Cx<'_> {
                 Ok(())
             }
             Stmt::Store { buf, index, value } => self.store_stmt(*buf, index, value),
+            Stmt::Micro(m) => Err(format!("`{}` is not expanded", m.op)),
             Stmt::If { cond, then, other } => {
                 let c = self.expr(cond)?;
                 match self.int_of(c) {

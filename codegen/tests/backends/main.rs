@@ -5,4 +5,5 @@ mod harness;
 mod kernels;
 #[cfg(feature = "llvm")]
 mod llvm;
+mod micro;
 mod random;

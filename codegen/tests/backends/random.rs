@@ -357,6 +357,8 @@ fn forms(body: &[Stmt], all: &mut BTreeSet<String>) {
                 forms(then, all);
                 forms(other, all);
             }
+            // Expanded, or called: `micro.rs`.
+            Stmt::Micro(_) => {}
         }
     }
 }

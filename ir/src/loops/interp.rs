@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use half::{bf16, f16};
 use thiserror::Error;
 
-use super::{BinOp, Buf, Expr, Kernel, Node, Scope, Stmt, UnOp, Var};
+use super::{BinOp, Buf, Expr, Kernel, Node, Scope, Stmt, UnOp, Var, micro};
 use crate::{DType, Sym};
 
 /// The contents of one buffer.
@@ -129,6 +129,9 @@ fn invalid<T>(what: impl Into<String>) -> R<T> {
 
 /// Runs a kernel over its whole parallel range. `args` are its argument buffers in order.
 pub fn run(k: &Kernel, sizes: &[i64], args: &mut [BufData]) -> R<()> {
+    let mut whole = k.clone();
+    micro::expand(&mut whole, &|_| true);
+    let k = &whole;
     if args.len() != k.args() {
         return Err(InterpError::Argument(args.len(), format!("the kernel takes {} arguments", k.args())));
     }
@@ -208,6 +211,7 @@ impl Machine<'_> {
                 let branch = if self.scalar(cond)? != 0 { then } else { other };
                 self.block(branch)
             }
+            Stmt::Micro(m) => invalid(format!("`{}` is not expanded", m.op)),
         }
     }
 

@@ -34,6 +34,9 @@ fn stmt(s: &mut Stmt, f: &impl Fn(&Expr) -> Option<Expr>) {
             expr(cond);
             then.iter_mut().chain(other).for_each(|s| stmt(s, f));
         }
+        Stmt::Micro(m) => {
+            m.args.iter_mut().flat_map(|(_, index)| index).chain(&mut m.sizes).for_each(expr);
+        }
     }
 }
 

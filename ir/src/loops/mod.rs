@@ -10,9 +10,11 @@
 mod expr;
 pub mod interp;
 pub mod legalize;
+pub mod micro;
 pub mod verify;
 
 pub use expr::{BinOp, Buf, Expr, Node, UnOp, VTy, Var};
+pub use micro::{Micro, MicroOp, Routine};
 
 use crate::{DType, Dim};
 
@@ -94,6 +96,8 @@ pub enum Stmt {
         /// Statements for false.
         other: Vec<Stmt>,
     },
+    /// A tile of work that the target may have a routine for.
+    Micro(Micro),
 }
 
 /// One kernel.

@@ -9,7 +9,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use super::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt, UnOp, VTy, Var};
+use super::{BinOp, Buf, Expr, Kernel, LoopKind, Micro, Node, Scope, Stmt, UnOp, VTy, Var};
 use crate::{DType, Syms};
 
 /// Largest extent of an unrolled loop.
@@ -176,8 +176,30 @@ impl Checker<'_> {
                 self.body(then);
                 self.body(other);
             }
+            Stmt::Micro(m) => {
+                self.path.push(format!("micro {}", m.op));
+                self.micro(m);
+            }
         }
         self.path.truncate(depth);
+    }
+
+    fn micro(&mut self, m: &Micro) {
+        let (params, sizes) = (m.op.params(), m.op.sizes());
+        self.expect(m.args.len() == params.len(), || format!("{} arguments, not {}", params.len(), m.args.len()));
+        self.expect(m.sizes.len() == sizes.len(), || format!("the sizes are {}", sizes.join(", ")));
+        for ((buf, index), p) in m.args.iter().zip(&params) {
+            self.access(*buf, index, VTy { dtype: p.dtype, lanes: 1 });
+            let Some(d) = self.k.buffers.get(buf.0 as usize) else { continue };
+            self.expect(d.shape.len() == p.rank, || format!("`{}` has {} axes, not {}", d.name, d.shape.len(), p.rank));
+            self.expect(d.scope != Scope::Reg, || format!("`{}` is in registers, which have no address", d.name));
+            let readable = !p.written || d.scope != Scope::In;
+            self.expect(readable, || format!("`{}` is only read; declare it `out` or `inout`", d.name));
+        }
+        for (e, name) in m.sizes.iter().zip(sizes) {
+            self.expr(e);
+            self.typed(e, INDEX, name);
+        }
     }
 
     fn typed(&mut self, e: &Expr, t: VTy, what: &str) {

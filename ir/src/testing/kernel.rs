@@ -2,7 +2,7 @@
 
 use crate::Syms;
 use crate::loops::verify::verify;
-use crate::loops::{Buf, Expr, Kernel, LoopKind, Node, Stmt, Var};
+use crate::loops::{Buf, Expr, Kernel, LoopKind, Micro, Node, Stmt, Var};
 
 /// Most trials of one reduction.
 const TRIALS: usize = 2000;
@@ -12,7 +12,7 @@ pub fn statements(body: &[Stmt]) -> usize {
     let below = |s: &Stmt| match s {
         Stmt::For { body, .. } => statements(body),
         Stmt::If { then, other, .. } => statements(then) + statements(other),
-        Stmt::Let { .. } | Stmt::Store { .. } => 0,
+        Stmt::Let { .. } | Stmt::Store { .. } | Stmt::Micro(_) => 0,
     };
     body.iter().map(|s| 1 + below(s)).sum()
 }
@@ -115,7 +115,7 @@ fn walk(body: &[Stmt], left: &mut usize, edit: Edit) -> Option<Vec<Stmt>> {
         let inner = match s {
             Stmt::For { body, .. } => statements(body),
             Stmt::If { then, other, .. } => statements(then) + statements(other),
-            Stmt::Let { .. } | Stmt::Store { .. } => 0,
+            Stmt::Let { .. } | Stmt::Store { .. } | Stmt::Micro(_) => 0,
         };
         if *left >= inner {
             *left -= inner;
@@ -135,7 +135,7 @@ fn walk(body: &[Stmt], left: &mut usize, edit: Edit) -> Option<Vec<Stmt>> {
                 };
                 with(vec![Stmt::If { cond, then, other }])
             }
-            Stmt::Let { .. } | Stmt::Store { .. } => None,
+            Stmt::Let { .. } | Stmt::Store { .. } | Stmt::Micro(_) => None,
         };
     }
     None
@@ -193,6 +193,10 @@ fn mapped(body: &[Stmt], f: &mut dyn FnMut(&Expr) -> Expr) -> Vec<Stmt> {
             Stmt::Store { buf: *buf, index: index.iter().map(&mut *f).collect(), value: f(value) }
         }
         Stmt::If { cond, then, other } => Stmt::If { cond: f(cond), then: mapped(then, f), other: mapped(other, f) },
+        Stmt::Micro(m) => {
+            let args = m.args.iter().map(|(b, index)| (*b, index.iter().map(&mut *f).collect())).collect();
+            Stmt::Micro(Micro { op: m.op, args, sizes: m.sizes.iter().map(&mut *f).collect() })
+        }
     };
     body.iter().map(&mut each).collect()
 }
@@ -241,6 +245,7 @@ fn bound(body: &[Stmt], bufs: &mut [bool], vars: &mut [bool]) {
                 bound(then, bufs, vars);
                 bound(other, bufs, vars);
             }
+            Stmt::Micro(m) => m.args.iter().for_each(|(b, _)| bufs[b.0 as usize] = true),
         }
     }
 }
@@ -255,6 +260,10 @@ fn renamed(body: &[Stmt], buf: &dyn Fn(Buf) -> Buf, var: &dyn Fn(Var) -> Var) ->
         }
         Stmt::If { cond, then, other } => {
             Stmt::If { cond, then: renamed(&then, buf, var), other: renamed(&other, buf, var) }
+        }
+        Stmt::Micro(m) => {
+            let args = m.args.into_iter().map(|(b, index)| (buf(b), index)).collect();
+            Stmt::Micro(Micro { args, ..m })
         }
     };
     body.iter().map(each).collect()

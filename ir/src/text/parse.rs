@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::lexer::{Lexer, MAX_DEPTH, ParseError, Pos, Token, signed};
 use super::names::{DEFAULT_VAR, find_binary, find_infix, find_scope, find_unary, function_names};
 use super::{parse_shape, parse_sym, suggest};
-use crate::loops::{BinOp, Buf, BufDecl, Expr, Kernel, LoopKind, Node, Scope, Stmt, VTy, Var};
+use crate::loops::{BinOp, Buf, BufDecl, Expr, Kernel, LoopKind, Micro, MicroOp, Node, Scope, Stmt, VTy, Var};
 use crate::program::{Buffer, BufferId, KernelId, Launch, Place, Program, State, Weight};
 use crate::{DType, Dim, Elem, SymDecl, Syms};
 
@@ -190,13 +190,13 @@ impl KernelReader<'_, '_> {
     }
 
     fn stmt(&mut self) -> Result<Stmt, ParseError> {
-        const WHAT: &str = "a statement (`for`, `parallel`, `unroll`, `let`, `store`, `if`) or `}`";
+        const WHAT: &str = "a statement (`for`, `parallel`, `unroll`, `let`, `store`, `if`, `micro`) or `}`";
         let Token::Ident(word) = *self.l.peek() else { return Err(self.l.expected(WHAT)) };
         let kind = match word {
             "for" => Some(LoopKind::Serial),
             "parallel" => Some(LoopKind::Parallel),
             "unroll" => Some(LoopKind::Unroll),
-            "let" | "store" | "if" => None,
+            "let" | "store" | "if" | "micro" => None,
             _ => return Err(self.l.expected(WHAT)),
         };
         self.l.next();
@@ -226,6 +226,7 @@ impl KernelReader<'_, '_> {
                 self.l.expect("=")?;
                 Ok(Stmt::Store { buf, index, value: self.expr(0)?.e })
             }
+            "micro" => self.micro(),
             _ => {
                 let cond = self.expr(0)?.e;
                 self.l.expect("{")?;
@@ -238,6 +239,31 @@ impl KernelReader<'_, '_> {
                 Ok(Stmt::If { cond, then, other })
             }
         }
+    }
+
+    /// `"op" (%a[0, 0], %b[0]; size, size)`.
+    fn micro(&mut self) -> Result<Stmt, ParseError> {
+        let pos = self.l.pos();
+        let name = self.l.string("a micro-kernel such as `\"fma f32\"`")?;
+        let Ok(op) = name.parse::<MicroOp>() else {
+            return Err(self.l.error_at(pos, "IR010", format!("there is no micro-kernel `{name}`")));
+        };
+        self.l.expect("(")?;
+        let (mut args, mut sizes) = (vec![], vec![]);
+        while !self.l.eat(";") {
+            if !args.is_empty() {
+                self.l.expect(",")?;
+            }
+            let (buf, index, _, _) = self.access()?;
+            args.push((buf, index));
+        }
+        while !self.l.eat(")") {
+            if !sizes.is_empty() {
+                self.l.expect(",")?;
+            }
+            sizes.push(self.expr(0)?.e);
+        }
+        Ok(Stmt::Micro(Micro { op, args, sizes }))
     }
 
     /// `%name[index, index; lanes]`: buffer, index, lanes and depth of the deepest index.

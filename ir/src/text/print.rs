@@ -153,6 +153,12 @@ impl<'a> Printer<'a> {
                     }
                     line(out, at, format_args!("}}"));
                 }
+                Stmt::Micro(m) => {
+                    let args: Vec<String> = m.args.iter().map(|(b, index)| self.access(*b, index, 1)).collect();
+                    let sizes: Vec<String> = m.sizes.iter().map(|e| self.expr(e, 0)).collect();
+                    let op = quote(&m.op.to_string());
+                    line(out, at, format_args!("micro {op} ({}; {})", args.join(", "), sizes.join(", ")));
+                }
             }
         }
     }

@@ -19,12 +19,21 @@ pub struct Target {
     pub i8_ps: u64,
     /// One byte of weights that stays in memory beyond the smallest form: the time that is worth it.
     pub resident_ps: u64,
+    /// Are there routines for micro-kernels?
+    pub micro: bool,
 }
 
 impl Target {
     /// Two cores of a desktop or server CPU with 256-bit vectors.
-    pub const CPU: Target =
-        Target { launch_ps: 700_000, byte_ps: 40, f32_ps: 35, dequant_ps: 90, i8_ps: 12, resident_ps: 20_000 };
+    pub const CPU: Target = Target {
+        launch_ps: 700_000,
+        byte_ps: 40,
+        f32_ps: 35,
+        dequant_ps: 90,
+        i8_ps: 12,
+        resident_ps: 20_000,
+        micro: false,
+    };
 }
 
 /// Size at which symbols are costed: the value itself when fixed, else a typical one within the bounds.

@@ -1,19 +1,23 @@
 //! Attention over the paged cache: one query head per iteration, keys in blocks, softmax on the fly
 //! (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135).
 
-use marquetry_ir::graph::{Attr, Inst};
+use marquetry_ir::graph::{Attr, Inst, Op};
 use marquetry_ir::loops::{BinOp, Buf, Expr, LoopKind, Scope, Stmt, UnOp, dim_expr};
 use marquetry_ir::{DType, Dim};
 
 use super::map::nest;
 use super::read::{Cx, Lowered, Planes};
 use super::row::groups;
+use super::rows;
 
 /// Positions whose scores are formed before the running maximum moves.
 const BLOCK: i64 = 16;
 
 /// `attend` stored to `out`: plain, or quantized per head, whose features are then whole groups.
 pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
+    if cx.micro && inst.op == Op::Attend {
+        return rows::attend(cx, inst, out);
+    }
     let [q, state, pos, seq, pages] = inst.operands[..] else { return Err("`attend` takes five operands".into()) };
     let Some(Planes::Kv([keys, values])) = cx.planes.get(&state).cloned() else {
         return Err("the cache is no argument".into());

@@ -1,10 +1,11 @@
 //! Contractions over packed weights: register tiles of tokens by row blocks, with the epilogue applied in registers.
 
 use marquetry_ir::graph::{Class, Inst, Op, Value};
-use marquetry_ir::loops::{Buf, Expr, LoopKind, Stmt, dim_expr};
+use marquetry_ir::loops::{Buf, Expr, LoopKind, Stmt, dim_expr, micro};
 use marquetry_ir::{DType, Dim, Packed};
 
 use super::read::{Cx, Lowered, Planes, Tile};
+use super::tiles;
 
 /// Tokens that share one pass over a block of weights.
 const TOKENS: i64 = 4;
@@ -33,6 +34,12 @@ pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
         return Err("row blocks do not pair up".into());
     }
     let job = Job { x, w, y, result, out, rows: outputs, ratio, blocks };
+    if cx.micro
+        && let Some(body) = tiles::contract(cx, job, tokens, total)?
+    {
+        cx.k.body = vec![body];
+        return Ok(());
+    }
     let per_block = Dim::from(total / blocks);
     let tokens = tokens.clone();
     let body = cx.each("b", &per_block, LoopKind::Parallel, |cx, b| {
@@ -102,18 +109,25 @@ struct At {
     weights: Expr,
 }
 
+/// A contraction and its epilogue.
 #[derive(Clone, Copy)]
-struct Job {
-    x: Value,
-    w: Value,
-    y: Value,
+pub struct Job {
+    /// Activations.
+    pub x: Value,
+    /// Weight.
+    pub w: Value,
+    /// Their product.
+    pub y: Value,
+    /// What the epilogue makes of it.
     result: Value,
+    /// Where that goes.
     out: Buf,
     /// Outputs per token.
     rows: i64,
     /// Rows of the weight per output: 1, or 2 when gate and up rows are interleaved.
-    ratio: i64,
-    blocks: i64,
+    pub ratio: i64,
+    /// Blocks of 8 rows in a tile.
+    pub blocks: i64,
 }
 
 impl Job {
@@ -128,7 +142,7 @@ impl Job {
         let At { token: t0, choice, block: b0, weights } = at;
         let before = choice.clone().map_or(Expr::idx(0), |c| c * self.rows);
         let origin = (t0.clone(), b0.clone());
-        let tile = Tile { value: self.y, acc, origin, choice, weights, blocks: self.blocks };
+        let tile = Tile { value: self.y, acc, origin, choice, weights, blocks: self.blocks, tokens };
         all.extend(match (cx.planes.get(&self.w).cloned(), cx.planes.get(&self.x).cloned()) {
             (Some(Planes::Rows8(w)), _) => self.floats(cx, w, true, tokens, &tile)?,
             (Some(Planes::Plain(w)), _) => self.floats(cx, w, false, tokens, &tile)?,
@@ -157,7 +171,7 @@ impl Job {
     }
 
     /// Stores 8 outputs of one token, which has `before` others before these.
-    fn epilogue(&self, cx: &mut Cx<'_>, token: Expr, b0: Expr, b: i64, before: &Expr) -> Lowered<Vec<Stmt>> {
+    pub fn epilogue(&self, cx: &mut Cx<'_>, token: Expr, b0: Expr, b: i64, before: &Expr) -> Lowered<Vec<Stmt>> {
         let shape = cx.shape(self.result);
         let ratio = self.ratio;
         let store = |cx: &mut Cx<'_>, r: Expr| {
@@ -324,7 +338,7 @@ impl Job {
         Ok(vec![loop_])
     }
 
-    /// `acc += scale * (dot * xs - zero * Σx)`, or `acc += scale * dot * xs + min * Σx`.
+    /// Adds one group's part, see [`micro::scaled`].
     #[allow(clippy::too_many_arguments)]
     fn scaled(
         &self,
@@ -346,14 +360,7 @@ impl Job {
         let total = if subs == 2 { half(sub) } else { half(0) + half(1) };
         let at = vec![Expr::idx(t * self.blocks + b), r.clone()];
         let old = cx.k.load(tile.acc, at.clone());
-        let new = match min {
-            Some(m) => {
-                let m = cx.k.load(m, plane).cast(DType::F32);
-                s.fma(d * x, m.fma(total, old))
-            }
-            None if p.zero == 0 => s.fma(d * x, old),
-            None => s.fma(d.fma(x, total * Expr::float(-f32::from(p.zero))), old),
-        };
-        cx.store(tile.acc, at, new)
+        let min = min.map(|m| cx.k.load(m, plane).cast(DType::F32));
+        cx.store(tile.acc, at, micro::scaled(p, (s, min), d, x, total, old))
     }
 }

@@ -112,12 +112,12 @@ fn given(f: &Function, kernel: &Kernel) -> Lowering {
     Lowering { kernel: Kernel { name: f.name.clone(), ..kernel.clone() }, origins }
 }
 
-/// Derives the kernel of a fused function; that of an external one is there already.
-pub fn kernel(syms: &Syms, f: &Function) -> Lowered<Lowering> {
+/// Derives the kernel of a fused function, with `micro`-kernels where it can; that of an external one is there already.
+pub fn kernel(syms: &Syms, f: &Function, micro: bool) -> Lowered<Lowering> {
     if let Some(k) = &f.kernel {
         return Ok(given(f, k));
     }
-    let mut cx = Cx::new(syms, f);
+    let mut cx = Cx::new(syms, f, micro);
     let mut origins = vec![];
     let updates = f.insts.iter().any(|i| i.op == Op::KvAppend);
     for (i, (name, v)) in f.args.iter().enumerate() {

@@ -11,5 +11,7 @@ mod map;
 mod program;
 mod read;
 mod row;
+mod rows;
+mod tiles;
 
 pub use program::lower;

@@ -9,14 +9,15 @@ use marquetry_ir::{DType, Dim, Elem, plane_offsets};
 use super::kernel::{self, Lowering, Origin};
 use super::read::Lowered;
 
-/// Lowers the entry function of a fused module.
+/// Lowers the entry function of a fused module. With `micro`, kernels are made of micro-kernels where that is possible.
 ///
 /// # Errors
 /// What no lowering covers, with the function it is in.
-pub fn lower(m: &Module) -> Result<Program, String> {
+pub fn lower(m: &Module, micro: bool) -> Result<Program, String> {
     let entry = m.entry().ok_or("the module has no function")?;
     let mut w = Walk {
         m,
+        micro,
         p: empty(m, entry),
         kernels: HashMap::new(),
         weights: HashMap::new(),
@@ -84,6 +85,7 @@ enum Bound {
 
 struct Walk<'a> {
     m: &'a Module,
+    micro: bool,
     p: Program,
     kernels: HashMap<String, (KernelId, Vec<Origin>)>,
     weights: HashMap<Weight, u32>,
@@ -255,7 +257,8 @@ impl Walk<'_> {
         if let Some(k) = self.kernels.get(&f.name) {
             return Ok(k.clone());
         }
-        let Lowering { kernel, origins } = kernel::kernel(&self.m.syms, f).map_err(|e| format!("@{}: {e}", f.name))?;
+        let Lowering { kernel, origins } =
+            kernel::kernel(&self.m.syms, f, self.micro).map_err(|e| format!("@{}: {e}", f.name))?;
         let same = self
             .p
             .kernels

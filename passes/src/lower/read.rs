@@ -41,6 +41,8 @@ pub struct Tile {
     pub weights: Expr,
     /// Blocks of 8 rows.
     pub blocks: i64,
+    /// Tokens, or as many as there are at most.
+    pub tokens: i64,
 }
 
 /// One kernel under construction.
@@ -62,6 +64,8 @@ pub struct Cx<'a> {
     /// Vectors of constants that `table` operations became.
     pub tables: Vec<(Buf, Vec<u32>)>,
     defs: Vec<Option<usize>>,
+    /// Does the target have routines for micro-kernels?
+    pub micro: bool,
     memo: HashMap<(Value, Vec<Expr>), Expr>,
 }
 
@@ -71,10 +75,22 @@ fn extents(f: &Function, v: Value) -> Vec<Dim> {
 
 impl<'a> Cx<'a> {
     /// An empty kernel for a function.
-    pub fn new(syms: &'a Syms, f: &'a Function) -> Cx<'a> {
+    pub fn new(syms: &'a Syms, f: &'a Function, micro: bool) -> Cx<'a> {
         let k = Kernel::new(f.name.clone());
         let (planes, bound, memo) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Cx { syms, f, k, ranges: Ranges::default(), planes, bound, tile: None, tables: vec![], defs: f.defs(), memo }
+        Cx {
+            syms,
+            f,
+            k,
+            ranges: Ranges::default(),
+            planes,
+            bound,
+            tile: None,
+            tables: vec![],
+            defs: f.defs(),
+            micro,
+            memo,
+        }
     }
 
     /// Extents of a tensor.
@@ -266,9 +282,10 @@ impl<'a> Cx<'a> {
         let (block, lane) = self.ranges.div_rem(col, 8);
         let t = self.ranges.simplify(&(token.clone() - tile.origin.0.clone()));
         let b = self.ranges.simplify(&(block - tile.origin.1.clone()));
-        match (self.ranges.only(&t), self.ranges.only(&b)) {
-            (Some(t), Some(b)) if (0..tile.blocks).contains(&b) => {
-                Ok(self.k.load(tile.acc, vec![Expr::idx(t * tile.blocks + b), lane]))
+        match (self.ranges.of(&t), self.ranges.only(&b)) {
+            (Some((0.., last)), Some(b)) if last < tile.tokens && (0..tile.blocks).contains(&b) => {
+                let row = self.ranges.simplify(&(t * tile.blocks + b));
+                Ok(self.k.load(tile.acc, vec![row, lane]))
             }
             _ => Err("the epilogue reads outside of its tile".into()),
         }

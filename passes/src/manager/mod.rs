@@ -44,7 +44,7 @@ fn statements(body: &[marquetry_ir::loops::Stmt]) -> usize {
     let inside = |s: &Stmt| match s {
         Stmt::For { body, .. } => statements(body),
         Stmt::If { then, other, .. } => statements(then) + statements(other),
-        Stmt::Let { .. } | Stmt::Store { .. } => 0,
+        Stmt::Let { .. } | Stmt::Store { .. } | Stmt::Micro(_) => 0,
     };
     body.iter().map(|s| 1 + inside(s)).sum()
 }

@@ -147,7 +147,8 @@ pub static PASSES: &[Pass] = &[
         run: |ir, cx| {
             let pass = cx.step.pass.name;
             let Ir::Graph(m) = ir else { return Err(PassError::Level { pass, wants: "graph IR" }) };
-            let p = lower::lower(&m).map_err(|message| PassError::Unsupported { pass, message })?;
+            let p = lower::lower(&m, cx.options.target.micro)
+                .map_err(|message| PassError::Unsupported { pass, message })?;
             Ok(Ir::Program(Box::new(p)))
         },
     },

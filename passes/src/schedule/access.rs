@@ -94,6 +94,14 @@ impl Effects {
                     self.body(then);
                     self.body(other);
                 }
+                Stmt::Micro(m) => {
+                    m.exprs().for_each(|e| self.expr(e));
+                    // Without an index an access may be to any element.
+                    for ((buf, _), p) in m.args.iter().zip(m.op.params()) {
+                        self.stored.extend(p.written.then_some(*buf));
+                        self.access(*buf, &[], 1, p.written);
+                    }
+                }
             }
         }
     }
@@ -248,6 +256,13 @@ impl Carried<'_> {
                         self.body(branch);
                         self.done.truncate(before);
                     }
+                }
+                Stmt::Micro(m) => {
+                    m.exprs().for_each(|e| self.expr(e));
+                    // How much it covers is not looked at: what it reads counts as carried, what it writes as not written.
+                    let local = |b: Buf| matches!(self.k.decl(b).scope, Scope::Local | Scope::Reg);
+                    let read = m.args.iter().zip(m.op.params()).find(|((b, _), p)| !p.written && local(*b));
+                    self.found = self.found.or(read.map(|((b, _), _)| *b));
                 }
             }
         }

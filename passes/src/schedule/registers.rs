@@ -82,6 +82,11 @@ fn accesses(body: &[Stmt], b: Buf, unrolled: &mut Vec<marquetry_ir::loops::Var>,
                 accesses(then, b, unrolled, f);
                 accesses(other, b, unrolled, f);
             }
+            Stmt::Micro(m) => {
+                m.exprs().for_each(|e| loads(e, b, unrolled, f));
+                // It needs an address, which registers have not.
+                m.args.iter().filter(|(x, _)| *x == b).for_each(|_| f(&[], 1, unrolled));
+            }
         }
     }
 }

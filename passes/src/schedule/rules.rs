@@ -112,6 +112,7 @@ fn chooses_registers(k: &Kernel, body: &[Stmt], v: Var) -> bool {
                 let here = k.decl(*buf).scope == Scope::Reg && index.iter().any(|i| uses(i, |x| x == v));
                 here || reg(value) || index.iter().any(reg)
             }
+            Stmt::Micro(m) => m.exprs().any(reg),
         };
         own || bodies(s).into_iter().any(|b| chooses_registers(k, b, v))
     })

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use marquetry_ir::DType;
-use marquetry_ir::loops::{Buf, Expr, Kernel, LoopKind, Node, Stmt, Var};
+use marquetry_ir::loops::{Buf, Expr, Kernel, LoopKind, Micro, Node, Stmt, Var};
 
 use super::lane;
 use super::linear::{Linear, as_var};
@@ -36,7 +36,7 @@ pub(super) fn bodies(s: &Stmt) -> Vec<&Vec<Stmt>> {
     match s {
         Stmt::For { body, .. } => vec![body],
         Stmt::If { then, other, .. } => vec![then, other],
-        Stmt::Let { .. } | Stmt::Store { .. } => vec![],
+        Stmt::Let { .. } | Stmt::Store { .. } | Stmt::Micro(_) => vec![],
     }
 }
 
@@ -71,7 +71,7 @@ pub(super) fn replace(body: &mut Vec<Stmt>, v: Var, new: &mut Vec<Stmt>) -> bool
     body.iter_mut().any(|s| match s {
         Stmt::For { body, .. } => replace(body, v, new),
         Stmt::If { then, other, .. } => replace(then, v, new) || replace(other, v, new),
-        Stmt::Let { .. } | Stmt::Store { .. } => false,
+        Stmt::Let { .. } | Stmt::Store { .. } | Stmt::Micro(_) => false,
     })
 }
 
@@ -177,6 +177,10 @@ impl Subst {
                 let then = then.iter().map(|s| self.stmt(s, bind)).collect();
                 let other = other.iter().map(|s| self.stmt(s, bind)).collect();
                 Stmt::If { cond, then, other }
+            }
+            Stmt::Micro(m) => {
+                let args = m.args.iter().map(|(b, index)| (*b, self.exprs(index))).collect();
+                Stmt::Micro(Micro { op: m.op, args, sizes: self.exprs(&m.sizes) })
             }
         }
     }

@@ -350,6 +350,7 @@ impl<'a> Vectorizer<'a> {
                     .ok_or_else(|| format!("all iterations store to the same element of {}", buffer(self.k, *buf)))?;
                 Ok(Stmt::Store { buf: *buf, index, value: self.vector(value)? })
             }
+            Stmt::Micro(m) => Err(format!("`{}` is not a loop", m.op)),
         }
     }
 

@@ -94,6 +94,7 @@ fn subst(s: &Stmt, v: Var, by: &Expr) -> Stmt {
             Stmt::Store { buf: *buf, index: index.iter().map(|e| e.subst(v, by)).collect(), value: value.subst(v, by) }
         }
         Stmt::If { cond, then, other } => Stmt::If { cond: cond.subst(v, by), then: body(then), other: body(other) },
+        Stmt::Micro(m) => Stmt::Micro(m.clone()),
     }
 }
 

@@ -155,7 +155,7 @@ fn planted(body: &mut [Stmt], v: Var, by: i64) -> bool {
         },
         Stmt::For { body, .. } => planted(body, v, by),
         Stmt::If { then, other, .. } => planted(then, v, by) || planted(other, v, by),
-        Stmt::Let { .. } | Stmt::Store { .. } => false,
+        Stmt::Let { .. } | Stmt::Store { .. } | Stmt::Micro(_) => false,
     })
 }
 

@@ -1,0 +1,406 @@
+//! Micro-kernels: tiles of work that a target may have a routine for.
+//!
+//! A [`Micro`] statement names an operation and what it works on. Its meaning is the loop nest that [`expand`] puts in its
+//! place, which every backend and the interpreter can run. A backend that knows a routine for the operation on its target
+//! calls it instead: with the addresses of the arguments, in order, and with the sizes, followed by the number of elements
+//! between neighbours along the first axis of each argument and by the operation's constants. The routine computes what the nest computes; sums of floats may be taken in
+//! another order where the operation says so.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt, UnOp, VTy};
+use crate::{DType, Elem, Packed};
+
+/// A routine for a micro-kernel: addresses of arguments; sizes, strides and constants.
+pub type Routine = unsafe extern "C" fn(*const *mut u8, *const i64);
+
+/// What a micro-kernel computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MicroOp {
+    /// Products of quantized activations and packed rows, exact within a group and scaled in f32; groups are summed in any order.
+    ///
+    /// `acc f32[tokens * blocks, 8] = x[tokens, 32 * groups] * w[8 * blocks, 32 * groups]`, from the planes of the weight
+    /// (data, scale, minimum if there is one) and of the activations (words, scale, sums).
+    /// Sizes: tokens, blocks, groups.
+    Dot(Packed),
+    /// Products of f32 activations and row blocks, each summed along k from the first to the last with fused multiply-adds.
+    ///
+    /// `acc f32[tokens * blocks, 8] = x[tokens, k] * w[blocks, k, 8]`. Sizes: tokens, blocks, k.
+    Fma(DType),
+    /// Packed rows as row blocks of f32: `out[blocks, 32 * groups, 8]` from the planes. Sizes: blocks, groups.
+    Unpack(Packed),
+    /// Attention of rows of queries, each over a range of positions of a paged cache; sums are taken in any order.
+    ///
+    /// `out f32[rows, dim] = softmax(q[rows, dim] * keys) * values`, from `out`, `q`, `keys[slots, heads, dim]` and `values` at one
+    /// head, `pages i32[sequences, pages]`, and `meta i64[rows, 3]`: first position, last position, sequence of each row.
+    /// Sizes: rows, dim, positions per page.
+    Attend(Attend),
+}
+
+/// Parameters of [`MicroOp::Attend`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Attend {
+    /// Element type of keys and values.
+    pub dtype: DType,
+    /// Factor of scores, f32 bits.
+    pub scale: u32,
+    /// Soft cap of scores, f32 bits; 0 for none.
+    pub cap: u32,
+}
+
+/// A call of a micro-kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Micro {
+    /// What it computes.
+    pub op: MicroOp,
+    /// Where each argument begins.
+    pub args: Vec<(Buf, Vec<Expr>)>,
+    /// Sizes, `i64` scalars.
+    pub sizes: Vec<Expr>,
+}
+
+/// An argument of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Param {
+    /// Element type.
+    pub dtype: DType,
+    /// Number of axes.
+    pub rank: usize,
+    /// Is it written? The first argument of every operation is, and no other.
+    pub written: bool,
+}
+
+impl MicroOp {
+    /// The arguments, in order.
+    pub fn params(self) -> Vec<Param> {
+        let p = |dtype, rank| Param { dtype, rank, written: false };
+        let planes = |w: Packed| {
+            let side = p(w.scale, 3);
+            let mut all = vec![p(DType::U32, 4), side];
+            all.extend(w.min.then_some(side));
+            all
+        };
+        let mut all = match self {
+            MicroOp::Dot(w) => {
+                let mut all = vec![p(DType::F32, 2)];
+                all.extend(planes(w));
+                all.extend([p(DType::U32, 2), p(DType::F32, 2), p(DType::F32, 2)]);
+                all
+            }
+            MicroOp::Fma(d) => vec![p(DType::F32, 2), p(d, 3), p(DType::F32, 2)],
+            MicroOp::Unpack(w) => {
+                let mut all = vec![p(DType::F32, 3)];
+                all.extend(planes(w));
+                all
+            }
+            MicroOp::Attend(a) => {
+                let (rows, cache) = (p(DType::F32, 2), p(a.dtype, 3));
+                vec![rows, rows, cache, cache, p(DType::I32, 2), p(DType::I64, 2)]
+            }
+        };
+        all[0].written = true;
+        all
+    }
+
+    /// What the routine is told beside sizes and strides.
+    pub fn constants(self) -> Vec<i64> {
+        match self {
+            MicroOp::Attend(a) => vec![a.scale.into(), a.cap.into()],
+            _ => vec![],
+        }
+    }
+
+    /// Names of the sizes, in order.
+    pub fn sizes(self) -> &'static [&'static str] {
+        match self {
+            MicroOp::Dot(_) => &["tokens", "blocks", "groups"],
+            MicroOp::Fma(_) => &["tokens", "blocks", "k"],
+            MicroOp::Unpack(_) => &["blocks", "groups"],
+            MicroOp::Attend(_) => &["rows", "dim", "page"],
+        }
+    }
+}
+
+impl fmt::Display for MicroOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MicroOp::Dot(p) => write!(f, "dot {}", Elem::Packed(*p)),
+            MicroOp::Fma(d) => write!(f, "fma {d}"),
+            MicroOp::Unpack(p) => write!(f, "unpack {}", Elem::Packed(*p)),
+            MicroOp::Attend(a) => write!(f, "attend {} {:08x} {:08x}", a.dtype, a.scale, a.cap),
+        }
+    }
+}
+
+impl FromStr for MicroOp {
+    type Err = ();
+
+    fn from_str(s: &str) -> Result<MicroOp, ()> {
+        let words: Vec<&str> = s.split(' ').collect();
+        let packed = |s: &str| match s.parse() {
+            Ok(Elem::Packed(p)) => Ok(p),
+            _ => Err(()),
+        };
+        let float = |s: &str| s.parse::<DType>().ok().filter(|d| d.is_float()).ok_or(());
+        let bits = |s: &str| u32::from_str_radix(s, 16).map_err(|_| ());
+        match words.as_slice() {
+            ["dot", p] => packed(p).map(MicroOp::Dot),
+            ["fma", d] => float(d).map(MicroOp::Fma),
+            ["unpack", p] => packed(p).map(MicroOp::Unpack),
+            ["attend", d, scale, cap] => {
+                Ok(MicroOp::Attend(Attend { dtype: float(d)?, scale: bits(scale)?, cap: bits(cap)? }))
+            }
+            _ => Err(()),
+        }
+    }
+}
+
+/// One group's part of a product of quantized numbers, added to `old`: `scale * (dot * x - zero * Σx)`, or
+/// `scale * dot * x + min * Σx`. `dot` is the exact sum as f32, `x` the scale of the activations, `total` their scaled sum.
+pub fn scaled(p: Packed, (scale, min): (Expr, Option<Expr>), dot: Expr, x: Expr, total: Expr, old: Expr) -> Expr {
+    match min {
+        Some(m) => scale.fma(dot * x, m.fma(total, old)),
+        None if p.zero == 0 => scale.fma(dot * x, old),
+        None => scale.fma(dot.fma(x, total * Expr::float(-f32::from(p.zero))), old),
+    }
+}
+
+/// Element `j` of 32 in a group of packed words as i32: the words begin at `at`, whose last two indices are word and row.
+fn element(k: &Kernel, p: Packed, data: Buf, at: &[Expr], j: i64) -> Expr {
+    let (word, shift) = match p.bits {
+        4 => (j % 16 / 4, 8 * (j % 4) + 4 * (j / 16)),
+        _ => (j / 4, 8 * (j % 4)),
+    };
+    let mut at = at.to_vec();
+    at[2] = at[2].clone() + word;
+    let q = k.load(data, at) >> shift;
+    (q & if p.bits == 4 { 15 } else { 255 }).bitcast(DType::I32)
+}
+
+/// Replaces every micro-kernel for which `missing` holds by the loops that define it.
+pub fn expand(k: &mut Kernel, missing: &dyn Fn(MicroOp) -> bool) {
+    let mut body = std::mem::take(&mut k.body);
+    replace(k, &mut body, missing);
+    k.body = body;
+}
+
+/// Are there micro-kernels in the statements?
+pub fn any(body: &[Stmt]) -> bool {
+    body.iter().any(|s| match s {
+        Stmt::Micro(_) => true,
+        Stmt::For { body, .. } => any(body),
+        Stmt::If { then, other, .. } => any(then) || any(other),
+        Stmt::Let { .. } | Stmt::Store { .. } => false,
+    })
+}
+
+fn replace(k: &mut Kernel, body: &mut Vec<Stmt>, missing: &dyn Fn(MicroOp) -> bool) {
+    for s in std::mem::take(body) {
+        match s {
+            Stmt::Micro(m) if missing(m.op) => body.extend(m.define(k)),
+            Stmt::For { var, extent, kind, body: mut inner } => {
+                replace(k, &mut inner, missing);
+                body.push(Stmt::For { var, extent, kind, body: inner });
+            }
+            Stmt::If { cond, mut then, mut other } => {
+                replace(k, &mut then, missing);
+                replace(k, &mut other, missing);
+                body.push(Stmt::If { cond, then, other });
+            }
+            s => body.push(s),
+        }
+    }
+}
+
+/// A serial loop.
+fn each(k: &mut Kernel, name: &str, extent: Expr, f: impl FnOnce(&mut Kernel, Expr) -> Vec<Stmt>) -> Stmt {
+    let var = k.fresh(name);
+    let body = f(k, Expr::var(var));
+    Stmt::For { var, extent, kind: LoopKind::Serial, body }
+}
+
+/// Binds a value; for indices and scalars that are used several times.
+fn bind(k: &mut Kernel, name: &str, value: Expr) -> (Stmt, Expr) {
+    let var = k.fresh(name);
+    let VTy { dtype, lanes } = value.ty();
+    (Stmt::Let { var, value }, Expr::new(Node::Var(var), dtype, lanes))
+}
+
+impl Micro {
+    /// The loops that compute the same. Variables and scratch buffers are added to the kernel.
+    pub fn define(&self, k: &mut Kernel) -> Vec<Stmt> {
+        match self.op {
+            MicroOp::Dot(p) => self.dot(k, p),
+            MicroOp::Fma(_) => self.fma(k),
+            MicroOp::Unpack(p) => self.unpack(k, p),
+            MicroOp::Attend(a) => self.attend(k, a),
+        }
+    }
+
+    /// Indices of the arguments and sizes.
+    pub fn exprs(&self) -> impl Iterator<Item = &Expr> {
+        self.args.iter().flat_map(|(_, index)| index).chain(&self.sizes)
+    }
+
+    fn buf(&self, i: usize) -> Buf {
+        self.args[i].0
+    }
+
+    /// Index of an element of an argument, relative to where it begins.
+    fn at(&self, i: usize, offsets: &[Expr]) -> Vec<Expr> {
+        self.args[i].1.iter().zip(offsets).map(|(a, b)| a.clone() + b.clone()).collect()
+    }
+
+    fn load(&self, k: &Kernel, i: usize, offsets: &[Expr]) -> Expr {
+        k.load(self.buf(i), self.at(i, offsets))
+    }
+
+    fn store(&self, offsets: &[Expr], value: Expr) -> Stmt {
+        Stmt::Store { buf: self.buf(0), index: self.at(0, offsets), value }
+    }
+
+    /// A plane of scales or minima, by its argument, as f32.
+    fn side(&self, k: &Kernel, i: usize, at: &[Expr]) -> Expr {
+        self.load(k, i, at).cast(DType::F32)
+    }
+
+    fn dot(&self, k: &mut Kernel, p: Packed) -> Vec<Stmt> {
+        let [tokens, blocks, groups] = [0, 1, 2].map(|i| self.sizes[i].clone());
+        let x = if p.min { 4 } else { 3 };
+        let (words, subs) = (i64::from(p.bits), 32 / i64::from(p.group));
+        vec![each(k, "t", tokens, |k, t| {
+            vec![each(k, "b", blocks.clone(), |k, b| {
+                let row = t.clone() * blocks.clone() + b.clone();
+                let zero = each(k, "r", Expr::idx(8), |_, r| vec![self.store(&[row.clone(), r], Expr::float(0.0))]);
+                let sum = each(k, "g", groups, |k, g| {
+                    vec![each(k, "r", Expr::idx(8), |k, r| {
+                        let mut dots = vec![Expr::int(0, DType::I32); subs as usize];
+                        for at in 0..8 {
+                            let (word, high) = if words == 4 { (at % 4, at / 4) } else { (at, 0) };
+                            let place = [b.clone(), g.clone(), Expr::idx(word), r.clone()];
+                            let w = self.load(k, 1, &place);
+                            let w = if words == 4 { (w >> (4 * high)) & 0x0f0f_0f0f } else { w };
+                            let q = self.load(k, x, &[t.clone(), g.clone() * 8 + at]);
+                            let d = &mut dots[(at * 4 / i64::from(p.group)) as usize];
+                            *d = Expr::dot4(d.clone(), w, q, p.max);
+                        }
+                        let mut body = vec![];
+                        for (sub, d) in dots.into_iter().enumerate() {
+                            let sub = sub as i64;
+                            let plane = [b.clone(), g.clone() * subs + sub, r.clone()];
+                            let min = p.min.then(|| self.side(k, 3, &plane));
+                            let half = |i: i64| self.load(k, x + 2, &[t.clone(), g.clone() * 2 + i]);
+                            let total = if subs == 2 { half(sub) } else { half(0) + half(1) };
+                            let xs = self.load(k, x + 1, &[t.clone(), g.clone()]);
+                            let old = self.load(k, 0, &[row.clone(), r.clone()]);
+                            let sides = (self.side(k, 2, &plane), min);
+                            let value = scaled(p, sides, d.cast(DType::F32), xs, total, old);
+                            body.push(self.store(&[row.clone(), r.clone()], value));
+                        }
+                        body
+                    })]
+                });
+                vec![zero, sum]
+            })]
+        })]
+    }
+
+    fn fma(&self, k: &mut Kernel) -> Vec<Stmt> {
+        let [tokens, blocks, inner] = [0, 1, 2].map(|i| self.sizes[i].clone());
+        vec![each(k, "t", tokens, |k, t| {
+            vec![each(k, "b", blocks.clone(), |k, b| {
+                let row = t.clone() * blocks.clone() + b.clone();
+                let zero = each(k, "r", Expr::idx(8), |_, r| vec![self.store(&[row.clone(), r], Expr::float(0.0))]);
+                let sum = each(k, "k", inner, |k, i| {
+                    vec![each(k, "r", Expr::idx(8), |k, r| {
+                        let w = self.load(k, 1, &[b.clone(), i.clone(), r.clone()]).cast(DType::F32);
+                        let x = self.load(k, 2, &[t.clone(), i.clone()]);
+                        let old = self.load(k, 0, &[row.clone(), r.clone()]);
+                        vec![self.store(&[row.clone(), r], x.fma(w, old))]
+                    })]
+                });
+                vec![zero, sum]
+            })]
+        })]
+    }
+
+    fn unpack(&self, k: &mut Kernel, p: Packed) -> Vec<Stmt> {
+        let [blocks, groups] = [0, 1].map(|i| self.sizes[i].clone());
+        vec![each(k, "b", blocks, |k, b| {
+            vec![each(k, "g", groups, |k, g| {
+                let zero = Expr::idx(0);
+                let mut body = vec![];
+                for j in 0..32 {
+                    body.push(each(k, "r", Expr::idx(8), |k, r| {
+                        let words = self.at(1, &[b.clone(), g.clone(), zero.clone(), r.clone()]);
+                        let q = element(k, p, self.buf(1), &words, j);
+                        let group = i64::from(p.group);
+                        let plane = [b.clone(), g.clone() * (32 / group) + j / group, r.clone()];
+                        let s = self.side(k, 2, &plane);
+                        let value = match p.min {
+                            true => s * q.cast(DType::F32) + self.side(k, 3, &plane),
+                            false => s * (q - i64::from(p.zero)).cast(DType::F32),
+                        };
+                        vec![self.store(&[b.clone(), g.clone() * 32 + j, r], value)]
+                    }));
+                }
+                body
+            })]
+        })]
+    }
+
+    /// Twice over the positions: for the largest score, and for the sums.
+    fn attend(&self, k: &mut Kernel, a: Attend) -> Vec<Stmt> {
+        let [rows, dim, page] = [0, 1, 2].map(|i| self.sizes[i].clone());
+        let reg = |k: &mut Kernel, name: &str| k.buffer(name, DType::F32, vec![1.into()], Scope::Reg);
+        let (top, total, dot) = (reg(k, "top"), reg(k, "total"), reg(k, "dot"));
+        let get = |k: &Kernel, b: Buf| k.load(b, vec![Expr::idx(0)]);
+        let set = |b: Buf, value: Expr| Stmt::Store { buf: b, index: vec![Expr::idx(0)], value };
+        let zero = Expr::idx(0);
+        vec![each(k, "r", rows, |k, r| {
+            let meta = |k: &Kernel, i: i64| self.load(k, 5, &[r.clone(), Expr::idx(i)]);
+            let (b1, first) = bind(k, "first", meta(k, 0));
+            let (b2, seq) = bind(k, "seq", meta(k, 2));
+            let (b3, count) = bind(k, "count", meta(k, 1) + 1 - first.clone());
+            let score = |k: &mut Kernel, j: &Expr| {
+                let (c1, at) = bind(k, "at", first.clone() + j.clone());
+                let entry = self.load(k, 4, &[seq.clone(), at.clone() / page.clone()]).cast(DType::I64);
+                let (c2, slot) = bind(k, "slot", entry * page.clone() + at % page.clone());
+                let sum = each(k, "d", dim.clone(), |k, d| {
+                    let key = self.load(k, 2, &[slot.clone(), zero.clone(), d.clone()]).cast(DType::F32);
+                    vec![set(dot, self.load(k, 1, &[r.clone(), d]).fma(key, get(k, dot)))]
+                });
+                let mut e = get(k, dot) * Expr::float(f32::from_bits(a.scale));
+                if a.cap != 0 {
+                    let cap = Expr::float(f32::from_bits(a.cap));
+                    e = Expr::unary(UnOp::Tanh, e / cap.clone()) * cap;
+                }
+                (vec![c1, c2, set(dot, Expr::float(0.0)), sum], slot, e)
+            };
+            let largest = each(k, "j", count.clone(), |k, j| {
+                let (mut body, _, e) = score(k, &j);
+                body.push(set(top, Expr::binary(BinOp::Max, get(k, top), e)));
+                body
+            });
+            let clear = each(k, "d", dim.clone(), |_, d| vec![self.store(&[r.clone(), d], Expr::float(0.0))]);
+            let sums = each(k, "j", count.clone(), |k, j| {
+                let (mut body, slot, e) = score(k, &j);
+                let (c, weight) = bind(k, "w", Expr::unary(UnOp::Exp, e - get(k, top)));
+                body.extend([c, set(total, get(k, total) + weight.clone())]);
+                body.push(each(k, "d", dim.clone(), |k, d| {
+                    let value = self.load(k, 3, &[slot.clone(), zero.clone(), d.clone()]).cast(DType::F32);
+                    let old = self.load(k, 0, &[r.clone(), d.clone()]);
+                    vec![self.store(&[r.clone(), d], weight.fma(value, old))]
+                }));
+                body
+            });
+            let scale = each(k, "d", dim.clone(), |k, d| {
+                let old = self.load(k, 0, &[r.clone(), d.clone()]);
+                vec![self.store(&[r.clone(), d], old / get(k, total))]
+            });
+            let (low, none) = (set(top, Expr::float(f32::NEG_INFINITY)), set(total, Expr::float(0.0)));
+            vec![b1, b2, b3, low, none, largest, clear, sums, scale]
+        })]
+    }
+}

@@ -1,0 +1,124 @@
+//! Contractions by micro-kernels: a panel of row blocks by as many tokens as fit, the epilogue token by token.
+
+use marquetry_ir::loops::{Buf, Expr, LoopKind, Micro, MicroOp, Scope, Stmt, dim_expr};
+use marquetry_ir::{DType, Dim, Packed};
+
+use super::contract::Job;
+use super::read::{Cx, Lowered, Planes, Tile};
+
+/// Tokens whose sums are kept at once.
+const TOKENS: i64 = 32;
+/// Most bytes of a panel of dequantized rows; it should stay in a second-level cache.
+const PANEL: i64 = 384 << 10;
+
+/// Where a contraction's operands are.
+enum Operands {
+    /// Quantized weights and activations.
+    Quantized(Packed, Vec<Buf>),
+    /// Row blocks of floats.
+    Floats(Buf, Buf),
+    /// Quantized weights, activations that are not: rows are dequantized to a panel first.
+    Panel(Packed, Vec<Buf>, Buf),
+}
+
+/// The loops of a contraction as calls of micro-kernels; none if its operands are not where those need them.
+pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowered<Option<Stmt>> {
+    let Some(operands) = operands(cx, &job) else { return Ok(None) };
+    let k = cx.shape(job.x).pop().and_then(|d| d.as_const());
+    let Some(k) = k else { return Ok(None) };
+    let panel = matches!(operands, Operands::Panel(..));
+    let fits = |b: &i64| total % b == 0 && b % job.ratio == 0 && (!panel || b * 8 * k * 4 <= PANEL);
+    let Some(blocks) = [4, 2, 1].into_iter().find(fits) else { return Ok(None) };
+    job.blocks = blocks;
+    let op = match &operands {
+        Operands::Quantized(p, _) => MicroOp::Dot(*p),
+        Operands::Floats(w, _) => MicroOp::Fma(cx.k.decl(*w).dtype),
+        Operands::Panel(..) => MicroOp::Fma(DType::F32),
+    };
+    let one = tokens.as_const() == Some(1);
+    let acc =
+        cx.k.buffer("acc", DType::F32, vec![(if one { 1 } else { TOKENS } * blocks).into(), 8.into()], Scope::Local);
+    let rows = match &operands {
+        Operands::Panel(..) => {
+            let shape = vec![blocks.into(), k.into(), 8.into()];
+            Some(cx.k.buffer("panel", DType::F32, shape, Scope::Local))
+        }
+        _ => None,
+    };
+    let zeros = |n: usize| vec![Expr::idx(0); n];
+    let line = cx.each("b", &Dim::from(total / blocks), LoopKind::Parallel, |cx, b| {
+        let first = b * blocks;
+        let at = |rank: usize, i: &Expr| [vec![i.clone()], zeros(rank - 1)].concat();
+        let mut body = vec![];
+        if let (Operands::Panel(p, planes, _), Some(rows)) = (&operands, rows) {
+            let mut args = vec![(rows, zeros(3))];
+            args.extend(planes.iter().map(|b| (*b, at(cx.k.decl(*b).shape.len(), &first))));
+            let sizes = [blocks, k / 32].map(Expr::idx).to_vec();
+            body.push(Stmt::Micro(Micro { op: MicroOp::Unpack(*p), args, sizes }));
+        }
+        let some = |cx: &mut Cx<'_>, t0: Expr, count: Expr| {
+            let args = match &operands {
+                Operands::Quantized(_, bufs) => {
+                    let planes = bufs.len() - 3;
+                    let place = |(i, b): (usize, &Buf)| {
+                        let from = if i < planes { &first } else { &t0 };
+                        (*b, at(cx.k.decl(*b).shape.len(), from))
+                    };
+                    bufs.iter().enumerate().map(place).collect()
+                }
+                Operands::Floats(w, x) => vec![(*w, at(3, &first)), (*x, at(2, &t0))],
+                Operands::Panel(_, _, x) => vec![(rows.unwrap_or(acc), zeros(3)), (*x, at(2, &t0))],
+            };
+            let inner = if matches!(op, MicroOp::Dot(_)) { k / 32 } else { k };
+            let sizes = vec![count, Expr::idx(blocks), Expr::idx(inner)];
+            let args = [vec![(acc, zeros(2))], args].concat();
+            let (origin, weights) = ((t0, first.clone()), first.clone());
+            cx.tile = Some(Tile { value: job.y, acc, origin, choice: None, weights, blocks, tokens: TOKENS });
+            Stmt::Micro(Micro { op, args, sizes })
+        };
+        if one {
+            body.push(some(cx, Expr::idx(0), Expr::idx(1)));
+            body.extend(epilogue(cx, &job, Expr::idx(0), &first)?);
+            cx.tile = None;
+            cx.forget();
+            return Ok(body);
+        }
+        let n = dim_expr(tokens);
+        let limit = cx.syms.range(tokens).1;
+        let outer = cx.k.fresh("t");
+        cx.ranges.declare(outer, limit / TOKENS + 1);
+        let t0 = Expr::var(outer) * TOKENS;
+        let (bind, count) = cx.bind("count", (n.clone() - t0.clone()).min(Expr::idx(TOKENS)));
+        let call = some(cx, t0.clone(), count.clone());
+        let inner = cx.k.fresh("i");
+        cx.ranges.declare(inner, TOKENS);
+        let each = epilogue(cx, &job, t0 + Expr::var(inner), &first)?;
+        cx.tile = None;
+        cx.forget();
+        let each = Stmt::For { var: inner, extent: count, kind: LoopKind::Serial, body: each };
+        let extent = (n + (TOKENS - 1)) / TOKENS;
+        body.push(Stmt::For { var: outer, extent, kind: LoopKind::Serial, body: vec![bind, call, each] });
+        Ok(body)
+    })?;
+    Ok(Some(line))
+}
+
+fn epilogue(cx: &mut Cx<'_>, job: &Job, token: Expr, first: &Expr) -> Lowered<Vec<Stmt>> {
+    let mut all = vec![];
+    for b in 0..job.blocks / job.ratio {
+        all.extend(job.epilogue(cx, token.clone(), first.clone(), b, &Expr::idx(0))?);
+    }
+    Ok(all)
+}
+
+fn operands(cx: &Cx<'_>, job: &Job) -> Option<Operands> {
+    let weights = |q: Buf, s: Buf, m: Option<Buf>| [Some(q), Some(s), m].into_iter().flatten();
+    match (cx.planes.get(&job.w)?, cx.planes.get(&job.x)?) {
+        (Planes::Packed(p, q, s, m), Planes::Act8(x, scale, sum)) => {
+            Some(Operands::Quantized(*p, weights(*q, *s, *m).chain([*x, *scale, *sum]).collect()))
+        }
+        (Planes::Rows8(w), Planes::Plain(x)) => Some(Operands::Floats(*w, *x)),
+        (Planes::Packed(p, q, s, m), Planes::Plain(x)) => Some(Operands::Panel(*p, weights(*q, *s, *m).collect(), *x)),
+        _ => None,
+    }
+}

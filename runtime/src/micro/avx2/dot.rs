@@ -1,0 +1,162 @@
+//! Products of quantized numbers: pairs of products are summed in 16 bits as long as they fit.
+
+use core::arch::x86_64::*;
+
+use marquetry_ir::Packed;
+
+use super::super::{Call, Layout, scale_bytes};
+use super::math::load8;
+
+/// Tokens that share a pass over the weights.
+const TILE: usize = 4;
+
+/// A row block: data, scales, minima.
+#[derive(Clone, Copy)]
+struct Rows {
+    data: *const u8,
+    scale: *const u8,
+    min: *const u8,
+}
+
+/// Activations of the first token, and distances to the next in bytes.
+#[derive(Clone, Copy)]
+struct Tokens {
+    q: *const u8,
+    scale: *const f32,
+    sum: *const f32,
+    next: [usize; 3],
+}
+
+/// Words of activations whose products with the largest weight may be summed in 16 bits; 0 if not even one word's.
+const fn whole(p: Packed) -> usize {
+    match p.max {
+        0..=15 => 8,
+        16..=31 => 4,
+        32..=63 => 2,
+        64..=127 => 1,
+        _ => 0,
+    }
+}
+
+/// [`MicroOp::Dot`](marquetry_ir::loops::MicroOp::Dot) for one layout.
+pub unsafe extern "C" fn dot<L: Layout>(args: *const *mut u8, sizes: *const i64) {
+    // SAFETY: the caller passes what `MicroOp::Dot` says, on a CPU that has the level.
+    unsafe { tiles::<L>(Call { args, sizes }) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tiles<L: Layout>(c: Call) {
+    unsafe {
+        let [tokens, blocks, groups] = [0, 1, 2].map(|i| c.size(i));
+        let p = L::P;
+        let x = if p.min { 4 } else { 3 };
+        let acc: *mut f32 = c.arg(0);
+        // Strides follow the three sizes.
+        let (data, scale) = (c.size(4) * 4, c.size(5) * scale_bytes(p));
+        let next = [c.size(3 + x) * 4, c.size(4 + x) * 4, c.size(5 + x) * 4];
+        for b in 0..blocks {
+            let rows = Rows {
+                data: c.arg::<u8>(1).add(b * data),
+                scale: c.arg::<u8>(2).add(b * scale),
+                min: c.arg::<u8>(if p.min { 3 } else { 2 }).add(b * scale),
+            };
+            let mut t = 0;
+            while t < tokens {
+                let from = Tokens {
+                    q: c.arg::<u8>(x).add(t * next[0]),
+                    scale: c.arg::<f32>(x + 1).byte_add(t * next[1]),
+                    sum: c.arg::<f32>(x + 2).byte_add(t * next[2]),
+                    next,
+                };
+                let out = acc.add((t * blocks + b) * 8);
+                t += match tokens - t {
+                    TILE.. => tile::<L, TILE>(rows, from, groups, out, blocks * 8),
+                    2.. => tile::<L, 2>(rows, from, groups, out, blocks * 8),
+                    _ => tile::<L, 1>(rows, from, groups, out, blocks * 8),
+                };
+            }
+        }
+    }
+}
+
+/// 8 rows by `T` tokens; returns `T`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tile<L: Layout, const T: usize>(rows: Rows, x: Tokens, groups: usize, out: *mut f32, next: usize) -> usize {
+    unsafe {
+        let p = L::P;
+        let subs = 32 / p.group as usize;
+        // Words of a group of 32, and those of activations that share a scale.
+        let (all, some) = (p.bits as usize, 8 / subs);
+        let mut acc = [_mm256_setzero_ps(); T];
+        for g in 0..groups {
+            for sub in 0..subs {
+                let mut dot = [_mm256_setzero_si256(); T];
+                let mut word = sub * some;
+                while word < (sub + 1) * some {
+                    let count = if whole(p) == 0 { 1 } else { whole(p).min(some) };
+                    let mut part = [_mm256_setzero_si256(); T];
+                    for w in word..word + count {
+                        let data = rows.data.add((g * all + w % all) * 32);
+                        let mut bytes = _mm256_loadu_si256(data.cast());
+                        if all == 4 {
+                            bytes = if w >= 4 { _mm256_srli_epi16::<4>(bytes) } else { bytes };
+                            bytes = _mm256_and_si256(bytes, _mm256_set1_epi8(15));
+                        }
+                        for t in 0..T {
+                            let q: *const i32 = x.q.add(t * x.next[0] + g * 32 + w * 4).cast();
+                            let q = _mm256_set1_epi32(q.read_unaligned());
+                            if whole(p) > 0 {
+                                part[t] = _mm256_add_epi16(part[t], _mm256_maddubs_epi16(bytes, q));
+                            } else {
+                                let low = _mm256_and_si256(bytes, _mm256_set1_epi8(127));
+                                let high = _mm256_andnot_si256(_mm256_set1_epi8(127), bytes);
+                                let one = _mm256_set1_epi16(1);
+                                let low = _mm256_madd_epi16(_mm256_maddubs_epi16(low, q), one);
+                                let high = _mm256_madd_epi16(_mm256_maddubs_epi16(high, q), one);
+                                dot[t] = _mm256_add_epi32(dot[t], _mm256_add_epi32(low, high));
+                            }
+                        }
+                    }
+                    if whole(p) > 0 {
+                        for (dot, part) in dot.iter_mut().zip(part) {
+                            *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(part, _mm256_set1_epi16(1)));
+                        }
+                    }
+                    word += count;
+                }
+                let at = (g * subs + sub) * 8 * scale_bytes(p);
+                let s = side::<L>(rows.scale.add(at));
+                let m = if p.min { side::<L>(rows.min.add(at)) } else { s };
+                for (t, (acc, dot)) in acc.iter_mut().zip(dot).enumerate() {
+                    let sum = x.sum.byte_add(t * x.next[2]).add(g * 2);
+                    let total = if subs == 2 { *sum.add(sub) } else { *sum + *sum.add(1) };
+                    let d = _mm256_cvtepi32_ps(dot);
+                    let xs = _mm256_set1_ps(*x.scale.byte_add(t * x.next[1]).add(g));
+                    *acc = match (p.min, p.zero) {
+                        (true, _) => {
+                            let with = _mm256_fmadd_ps(m, _mm256_set1_ps(total), *acc);
+                            _mm256_fmadd_ps(s, _mm256_mul_ps(d, xs), with)
+                        }
+                        (false, 0) => _mm256_fmadd_ps(s, _mm256_mul_ps(d, xs), *acc),
+                        (false, zero) => {
+                            let shift = _mm256_set1_ps(total * -f32::from(zero));
+                            _mm256_fmadd_ps(s, _mm256_fmadd_ps(d, xs, shift), *acc)
+                        }
+                    };
+                }
+            }
+        }
+        for (t, v) in acc.into_iter().enumerate() {
+            _mm256_storeu_ps(out.add(t * next), v);
+        }
+        T
+    }
+}
+
+/// Scales or minima of eight rows.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn side<L: Layout>(p: *const u8) -> __m256 {
+    unsafe { if scale_bytes(L::P) == 2 { load8::<1>(p) } else { load8::<0>(p) } }
+}

@@ -1,0 +1,178 @@
+//! Products of quantized numbers.
+
+use core::arch::x86_64::*;
+
+use super::super::{Call, Layout, scale_bytes};
+use super::math::{join, load8};
+
+/// Tokens that share a pass over the weights.
+const TILE: usize = 8;
+
+/// Two row blocks of a weight.
+#[derive(Clone, Copy)]
+struct Rows {
+    data: [*const u8; 2],
+    scale: [*const u8; 2],
+    min: [*const u8; 2],
+}
+
+/// Activations of the first token, and distances to the next in bytes.
+#[derive(Clone, Copy)]
+struct Tokens {
+    q: *const u8,
+    scale: *const f32,
+    sum: *const f32,
+    next: [usize; 3],
+}
+
+impl Tokens {
+    #[inline(always)]
+    unsafe fn at(self, t: usize) -> Tokens {
+        unsafe {
+            Tokens {
+                q: self.q.add(t * self.next[0]),
+                scale: self.scale.byte_add(t * self.next[1]),
+                sum: self.sum.byte_add(t * self.next[2]),
+                next: self.next,
+            }
+        }
+    }
+}
+
+/// [`MicroOp::Dot`](marquetry_ir::loops::MicroOp::Dot) for one layout.
+pub unsafe extern "C" fn dot<L: Layout>(args: *const *mut u8, sizes: *const i64) {
+    // SAFETY: the caller passes what `MicroOp::Dot` says, on a CPU that has the level.
+    unsafe { tiles::<L>(Call { args, sizes }) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn tiles<L: Layout>(c: Call) {
+    unsafe {
+        let [tokens, blocks, groups] = [0, 1, 2].map(|i| c.size(i));
+        let p = L::P;
+        let x = if p.min { 4 } else { 3 };
+        // Strides follow the three sizes.
+        let stride = |arg: usize| c.size(3 + arg);
+        let acc: *mut f32 = c.arg(0);
+        let (data, scale): (*const u8, *const u8) = (c.arg(1), c.arg(2));
+        let min: *const u8 = if p.min { c.arg(3) } else { scale };
+        let block = [stride(1) * 4, stride(2) * scale_bytes(p)];
+        let first = Tokens {
+            q: c.arg(x),
+            scale: c.arg(x + 1),
+            sum: c.arg(x + 2),
+            next: [stride(x) * 4, stride(x + 1) * 4, stride(x + 2) * 4],
+        };
+        let mut b = 0;
+        while b < blocks {
+            // A block without a partner is computed twice.
+            let both = [b, (b + 1).min(blocks - 1)];
+            let rows = Rows {
+                data: both.map(|b| data.add(b * block[0])),
+                scale: both.map(|b| scale.add(b * block[1])),
+                min: both.map(|b| min.add(b * block[1])),
+            };
+            let mut t = 0;
+            while t < tokens {
+                let (out, from) = (acc.add((t * blocks + b) * 8), first.at(t));
+                let pair = blocks - b > 1;
+                t += match tokens - t {
+                    TILE.. => tile::<L, TILE>(rows, from, groups, out, blocks * 8, pair),
+                    4.. => tile::<L, 4>(rows, from, groups, out, blocks * 8, pair),
+                    2.. => tile::<L, 2>(rows, from, groups, out, blocks * 8, pair),
+                    _ => tile::<L, 1>(rows, from, groups, out, blocks * 8, pair),
+                };
+            }
+            b += 2;
+        }
+    }
+}
+
+/// 16 rows by `T` tokens; returns `T`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn tile<L: Layout, const T: usize>(
+    rows: Rows,
+    x: Tokens,
+    groups: usize,
+    out: *mut f32,
+    next: usize,
+    pair: bool,
+) -> usize {
+    unsafe {
+        let p = L::P;
+        let subs = 32 / p.group as usize;
+        // Words of a group of 32, and those that share a scale.
+        let (all, some) = (p.bits as usize, p.bits as usize / subs);
+        let nibble = _mm512_set1_epi8(15);
+        let mut acc = [_mm512_setzero_ps(); T];
+        for g in 0..groups {
+            for sub in 0..subs {
+                let mut dot = [_mm512_setzero_si512(); T];
+                for word in sub * some..(sub + 1) * some {
+                    let at = (g * all + word) * 32;
+                    let [a, b] = rows.data;
+                    let a = _mm512_castsi256_si512(_mm256_loadu_si256(a.add(at).cast()));
+                    let w = _mm512_inserti64x4::<1>(a, _mm256_loadu_si256(b.add(at).cast()));
+                    if all == 4 {
+                        let (low, high) =
+                            (_mm512_and_si512(w, nibble), _mm512_and_si512(_mm512_srli_epi16::<4>(w), nibble));
+                        for (t, dot) in dot.iter_mut().enumerate() {
+                            let q: *const i32 = x.q.add(t * x.next[0] + g * 32 + word * 4).cast();
+                            *dot = _mm512_dpbusd_epi32(*dot, low, _mm512_set1_epi32(q.read_unaligned()));
+                            *dot = _mm512_dpbusd_epi32(*dot, high, _mm512_set1_epi32(q.add(4).read_unaligned()));
+                        }
+                    } else {
+                        for (t, dot) in dot.iter_mut().enumerate() {
+                            let q: *const i32 = x.q.add(t * x.next[0] + g * 32 + word * 4).cast();
+                            *dot = _mm512_dpbusd_epi32(*dot, w, _mm512_set1_epi32(q.read_unaligned()));
+                        }
+                    }
+                }
+                let at = (g * subs + sub) * 8 * scale_bytes(p);
+                let s = plane::<L>(rows.scale, at);
+                let m = if p.min { plane::<L>(rows.min, at) } else { s };
+                for (t, (acc, dot)) in acc.iter_mut().zip(dot).enumerate() {
+                    let from = x.at(t);
+                    let sum = from.sum.add(g * 2);
+                    let total = if subs == 2 { *sum.add(sub) } else { *sum + *sum.add(1) };
+                    let d = _mm512_cvtepi32_ps(dot);
+                    let xs = _mm512_set1_ps(*from.scale.add(g));
+                    *acc = match (p.min, p.zero) {
+                        (true, _) => {
+                            let with = _mm512_fmadd_ps(m, _mm512_set1_ps(total), *acc);
+                            _mm512_fmadd_ps(s, _mm512_mul_ps(d, xs), with)
+                        }
+                        (false, 0) => _mm512_fmadd_ps(s, _mm512_mul_ps(d, xs), *acc),
+                        (false, zero) => {
+                            let shift = _mm512_set1_ps(total * -f32::from(zero));
+                            _mm512_fmadd_ps(s, _mm512_fmadd_ps(d, xs, shift), *acc)
+                        }
+                    };
+                }
+            }
+        }
+        for (t, v) in acc.into_iter().enumerate() {
+            let to = out.add(t * next);
+            if pair {
+                _mm512_storeu_ps(to, v);
+            } else {
+                _mm256_storeu_ps(to, _mm512_castps512_ps256(v));
+            }
+        }
+        T
+    }
+}
+
+/// Scales or minima of 16 rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
+unsafe fn plane<L: Layout>(from: [*const u8; 2], at: usize) -> __m512 {
+    unsafe {
+        let [a, b] = from;
+        match scale_bytes(L::P) {
+            2 => join(load8::<1>(a.add(at)), load8::<1>(b.add(at))),
+            _ => join(load8::<0>(a.add(at)), load8::<0>(b.add(at))),
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! AVX-512: two row blocks of 8 to a register.
+
+mod attend;
+mod dot;
+mod float;
+mod math;
+
+use marquetry_ir::DType;
+use marquetry_ir::loops::{MicroOp, Routine};
+
+use super::for_layout;
+use attend::attend;
+use dot::dot;
+use float::fma;
+
+/// The routine for a micro-kernel.
+pub fn routine(op: &MicroOp) -> Option<Routine> {
+    match *op {
+        MicroOp::Dot(p) => for_layout!(p, dot),
+        // Bound by stores, for which half the width is enough.
+        MicroOp::Unpack(_) => super::avx2::routine(op),
+        MicroOp::Fma(DType::F32) => Some(fma::<0>),
+        MicroOp::Fma(DType::F16) => Some(fma::<1>),
+        MicroOp::Fma(DType::BF16) => Some(fma::<2>),
+        MicroOp::Attend(a) => attend(a),
+        MicroOp::Fma(_) => None,
+    }
+}

@@ -1,0 +1,135 @@
+//! Routines for micro-kernels, chosen by what the CPU can do.
+//!
+//! Each computes what [`Micro::define`](marquetry_ir::loops::Micro::define) spells out as loops; `tests/micro.rs` compares the two.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod rows;
+
+use marquetry_ir::loops::{MicroOp, Routine};
+use marquetry_ir::{DType, Packed};
+
+/// Instruction sets that routines are written for, the widest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// AVX-512 with VNNI: 512-bit vectors.
+    Avx512,
+    /// AVX2 with FMA and F16C: 256-bit vectors.
+    Avx2,
+}
+
+impl Level {
+    /// Every level that this CPU has, the best one first.
+    pub fn available() -> Vec<Level> {
+        let mut all = vec![];
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+        {
+            all.push(Level::Avx512);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+            all.push(Level::Avx2);
+        }
+        all
+    }
+
+    /// The routine of this level. Calling it needs a CPU that has the level.
+    pub fn routine(self, op: &MicroOp) -> Option<Routine> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => avx512::routine(op),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => avx2::routine(op),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => None,
+        }
+    }
+}
+
+static LEVELS: std::sync::LazyLock<Vec<Level>> = std::sync::LazyLock::new(Level::available);
+
+/// Are there routines for this CPU?
+pub fn available() -> bool {
+    !LEVELS.is_empty()
+}
+
+/// The best routine for a micro-kernel that this CPU can run.
+pub fn routine(op: &MicroOp) -> Option<Routine> {
+    LEVELS.iter().find_map(|l| l.routine(op))
+}
+
+/// Arguments of a call, as generated code passes them.
+#[derive(Clone, Copy)]
+struct Call {
+    args: *const *mut u8,
+    sizes: *const i64,
+}
+
+impl Call {
+    /// Address of an argument.
+    ///
+    /// # Safety
+    /// The call has that many arguments.
+    unsafe fn arg<T>(self, i: usize) -> *mut T {
+        unsafe { (*self.args.add(i)).cast() }
+    }
+
+    /// A size, or after the sizes the stride of an argument.
+    ///
+    /// # Safety
+    /// The call has that many sizes and arguments.
+    unsafe fn size(self, i: usize) -> usize {
+        unsafe { (*self.sizes.add(i)).max(0) as usize }
+    }
+}
+
+/// Bytes of a scale.
+const fn scale_bytes(p: Packed) -> usize {
+    match p.scale {
+        DType::F16 => 2,
+        _ => 4,
+    }
+}
+
+/// A layout as a compile-time parameter: every layout of GGUF formats has an instance of the routines.
+trait Layout {
+    const P: Packed;
+}
+
+/// Calls `$f::<Layout>` for the layout that equals `$p`, over the layouts of all GGUF formats.
+macro_rules! for_layout {
+    ($p:expr, $f:ident) => {{
+        macro_rules! one {
+            ($t:ident) => {{
+                struct L;
+                impl $crate::micro::Layout for L {
+                    const P: marquetry_ir::Packed = marquetry_ir::Packed::for_gguf(marquetry_ir::GgufType::$t);
+                }
+                if $p == <L as $crate::micro::Layout>::P {
+                    return Some($f::<L>);
+                }
+            }};
+        }
+        one!(Q4_0);
+        one!(Q4_1);
+        one!(Q5_0);
+        one!(Q5_1);
+        one!(Q8_0);
+        one!(Q4K);
+        one!(Q5K);
+        one!(Q6K);
+        None
+    }};
+}
+use for_layout;

@@ -1,0 +1,245 @@
+//! Every routine computes what the loops of its micro-kernel do.
+
+use half::{bf16, f16};
+use marquetry_ir::loops::interp::{BufData, Scalar, run};
+use marquetry_ir::loops::micro::Attend;
+use marquetry_ir::loops::{Expr, Kernel, Micro, MicroOp, Scope, Stmt};
+use marquetry_ir::{DType, Dim, GgufType, Packed};
+use marquetry_runtime::micro::Level;
+
+/// Numbers that look random.
+struct Noise(u64);
+
+impl Noise {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let x = self.0 ^ (self.0 >> 33);
+        x.wrapping_mul(0xff51afd7ed558ccd) >> 16
+    }
+
+    /// Below `n`.
+    fn below(&mut self, n: usize) -> usize {
+        (self.bits() % n as u64) as usize
+    }
+
+    /// Within 1 of 0.
+    fn float(&mut self) -> f32 {
+        (self.bits() % 20001) as f32 / 10000.0 - 1.0
+    }
+
+    /// Four signed bytes of at most 127.
+    fn word(&mut self) -> i64 {
+        (0..4).fold(0, |w, _| (w << 8) | ((self.below(255) as i64 - 127) & 0xff))
+    }
+}
+
+fn floats(dtype: DType, len: usize, noise: &mut Noise, scale: f32) -> BufData {
+    let mut data = BufData::zeros(dtype, len);
+    for i in 0..len {
+        let v = noise.float() * scale;
+        let v = match dtype {
+            DType::F16 => Scalar::I(f16::from_f32(v).to_bits().into()),
+            DType::BF16 => Scalar::I(bf16::from_f32(v).to_bits().into()),
+            _ => Scalar::F(v),
+        };
+        data.set(i, v);
+    }
+    data
+}
+
+fn integers(dtype: DType, len: usize, mut value: impl FnMut() -> i64) -> BufData {
+    let mut data = BufData::zeros(dtype, len);
+    (0..len).for_each(|i| data.set(i, Scalar::I(value())));
+    data
+}
+
+/// An argument: extents, contents, and where the micro-kernel begins in it.
+struct Arg {
+    shape: Vec<usize>,
+    data: BufData,
+    at: Vec<usize>,
+}
+
+impl Arg {
+    fn new(shape: &[usize], data: BufData) -> Arg {
+        Arg { shape: shape.to_vec(), data, at: vec![0; shape.len()] }
+    }
+
+    /// Begins `by` further along the first axis, with as much more there.
+    fn moved(mut self, by: usize) -> Arg {
+        let inner: usize = self.shape[1..].iter().product::<usize>() * self.data.dtype.size();
+        let mut bytes = vec![1; by * inner];
+        bytes.append(&mut self.data.bytes);
+        self.data.bytes = bytes;
+        self.shape[0] += by;
+        self.at[0] = by;
+        self
+    }
+}
+
+/// What the loops and what the routine leave in the first argument.
+fn both(level: Level, op: MicroOp, args: Vec<Arg>, sizes: &[usize]) -> Option<(Vec<f32>, Vec<f32>)> {
+    let routine = level.routine(&op)?;
+    let mut k = Kernel::new("k");
+    let mut call = Micro { op, args: vec![], sizes: sizes.iter().map(|s| Expr::idx(*s as i64)).collect() };
+    for (i, a) in args.iter().enumerate() {
+        let shape = a.shape.iter().map(|d| Dim::from(*d as i64)).collect();
+        let b = k.buffer(&format!("a{i}"), a.data.dtype, shape, if i == 0 { Scope::InOut } else { Scope::In });
+        call.args.push((b, a.at.iter().map(|i| Expr::idx(*i as i64)).collect()));
+    }
+    k.body = vec![Stmt::Micro(call)];
+    assert_eq!(marquetry_ir::loops::verify::verify(&k, &Default::default()), vec![]);
+    let mut expected: Vec<BufData> = args.iter().map(|a| a.data.clone()).collect();
+    run(&k, &[], &mut expected).unwrap();
+
+    let mut found: Vec<BufData> = args.iter().map(|a| a.data.clone()).collect();
+    let mut numbers: Vec<i64> = sizes.iter().map(|s| *s as i64).collect();
+    let mut addresses = vec![];
+    for (a, data) in args.iter().zip(&mut found) {
+        numbers.push(a.shape[1..].iter().product::<usize>() as i64);
+        let flat = a.at.iter().zip(&a.shape).fold(0, |f, (i, n)| f * n + i);
+        let offset = flat * data.dtype.size();
+        addresses.push(data.bytes[offset..].as_mut_ptr());
+    }
+    numbers.extend(op.constants());
+    // SAFETY: `available` lists what this CPU has; the interpreter has just checked the bounds of the same accesses.
+    unsafe { routine(addresses.as_ptr(), numbers.as_ptr()) };
+    Some((expected[0].to_f32(), found[0].to_f32()))
+}
+
+fn close(op: MicroOp, (expected, found): (Vec<f32>, Vec<f32>), relative: f32) {
+    let top = expected.iter().fold(0f32, |m, v| if v.is_finite() { m.max(v.abs()) } else { m });
+    for (i, (e, f)) in expected.iter().zip(&found).enumerate() {
+        let near = (e - f).abs() <= relative * top || e.to_bits() == f.to_bits();
+        assert!(near, "{op}: element {i} is {f}, should be {e}");
+    }
+}
+
+fn bits(v: &[f32]) -> Vec<u32> {
+    v.iter().map(|v| v.to_bits()).collect()
+}
+
+fn planes(p: Packed, blocks: usize, groups: usize, noise: &mut Noise) -> Vec<Arg> {
+    let words = usize::from(p.bits);
+    let max = if p.bits == 4 { 255 } else { usize::from(p.max) };
+    let word = || (0..4).fold(0, |w, _| (w << 8) | noise.below(max + 1) as i64);
+    let data = integers(DType::U32, blocks * groups * words * 8, word);
+    let shape = [blocks, groups * (32 / usize::from(p.group)), 8];
+    let len = shape.iter().product();
+    let mut all = vec![Arg::new(&[blocks, groups, words, 8], data)];
+    for _ in 0..1 + usize::from(p.min) {
+        all.push(Arg::new(&shape, floats(p.scale, len, noise, 1.0)));
+    }
+    all
+}
+
+/// Tokens, blocks and groups: edges of the tiles, and some between.
+fn sizes() -> Vec<[usize; 3]> {
+    let mut noise = Noise(7);
+    let edges = [[1, 1, 1], [1, 2, 3], [1, 4, 18], [2, 1, 2], [3, 3, 1], [8, 2, 2], [31, 4, 2], [32, 5, 3]];
+    edges.into_iter().chain((0..8).map(|_| [1 + noise.below(20), 1 + noise.below(6), 1 + noise.below(5)])).collect()
+}
+
+#[test]
+fn quantized_products() {
+    let mut noise = Noise(1);
+    for level in Level::available() {
+        for p in GgufType::ALL.map(Packed::for_gguf) {
+            for [tokens, blocks, groups] in sizes() {
+                let acc = floats(DType::F32, tokens * blocks * 8, &mut noise, 1.0);
+                let mut args = vec![Arg::new(&[tokens * blocks, 8], acc)];
+                args.extend(planes(p, blocks, groups, &mut noise));
+                let q = integers(DType::U32, tokens * groups * 8, || noise.word());
+                args.push(Arg::new(&[tokens, groups * 8], q));
+                args.push(Arg::new(&[tokens, groups], floats(DType::F32, tokens * groups, &mut noise, 1.0)));
+                args.push(Arg::new(&[tokens, groups * 2], floats(DType::F32, tokens * groups * 2, &mut noise, 30.0)));
+                let by = noise.below(3);
+                let args = args.into_iter().map(|a| a.moved(by)).collect();
+                let op = MicroOp::Dot(p);
+                let results = both(level, op, args, &[tokens, blocks, groups]).expect("a routine for every format");
+                close(op, results, 2e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn float_products() {
+    let mut noise = Noise(2);
+    for level in Level::available() {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for [tokens, blocks, k] in sizes() {
+                let acc = floats(DType::F32, tokens * blocks * 8, &mut noise, 1.0);
+                let args = [
+                    Arg::new(&[tokens * blocks, 8], acc),
+                    Arg::new(&[blocks, k, 8], floats(dtype, blocks * k * 8, &mut noise, 1.0)),
+                    Arg::new(&[tokens, k], floats(DType::F32, tokens * k, &mut noise, 1.0)),
+                ];
+                let by = noise.below(3);
+                let args = args.into_iter().map(|a| a.moved(by)).collect();
+                let op = MicroOp::Fma(dtype);
+                let (e, f) = both(level, op, args, &[tokens, blocks, k]).expect("a routine for every type");
+                assert_eq!(bits(&e), bits(&f), "{op}: the order of sums is part of the meaning");
+            }
+        }
+    }
+}
+
+#[test]
+fn unpacked_weights() {
+    let mut noise = Noise(3);
+    for level in Level::available() {
+        for p in GgufType::ALL.map(Packed::for_gguf) {
+            for [_, blocks, groups] in sizes() {
+                let out = BufData::zeros(DType::F32, blocks * groups * 256);
+                let mut args = vec![Arg::new(&[blocks, groups * 32, 8], out)];
+                args.extend(planes(p, blocks, groups, &mut noise));
+                let op = MicroOp::Unpack(p);
+                let (e, f) = both(level, op, args, &[blocks, groups]).expect("a routine for every format");
+                assert_eq!(e, f, "{op}");
+            }
+        }
+    }
+}
+
+#[test]
+fn attention() {
+    let mut noise = Noise(4);
+    for level in Level::available() {
+        for (dtype, cap) in [(DType::F32, 0.0f32), (DType::F16, 0.0), (DType::BF16, 0.0), (DType::F32, 2.5)] {
+            for case in 0..24 {
+                let dim = [16, 64, 80, 128, 24, 256][case % 6];
+                let page = [32, 16, 4][case % 3];
+                let rows = [1, 2, 3, 5, 7, 16, 24, 70][noise.below(8)];
+                let (heads, seqs, table) = (1 + noise.below(3), 1 + noise.below(3), 1 + noise.below(4));
+                let slots = seqs * table * page;
+                let mut order: Vec<i64> = (0..(seqs * table) as i64).collect();
+                (1..order.len()).for_each(|i| order.swap(i, noise.below(i + 1)));
+                let mut meta = vec![];
+                for r in 0..rows {
+                    let (a, b) = (noise.below(table * page), noise.below(table * page));
+                    // Rows of a sequence follow each other.
+                    meta.extend([a.min(b) as i64, a.max(b) as i64, (r * seqs / rows) as i64]);
+                }
+                let (mut order, mut meta) = (order.into_iter(), meta.into_iter());
+                let head = noise.below(heads);
+                let mut cache = || {
+                    let data = floats(dtype, slots * heads * dim, &mut noise, 1.0);
+                    Arg { at: vec![0, head, 0], ..Arg::new(&[slots, heads, dim], data) }
+                };
+                let (keys, values) = (cache(), cache());
+                let args = vec![
+                    Arg::new(&[rows, dim], BufData::zeros(DType::F32, rows * dim)),
+                    Arg::new(&[rows, dim], floats(DType::F32, rows * dim, &mut noise, 1.0)),
+                    keys,
+                    values,
+                    Arg::new(&[seqs, table], integers(DType::I32, seqs * table, || order.next().unwrap())),
+                    Arg::new(&[rows, 3], integers(DType::I64, rows * 3, || meta.next().unwrap())),
+                ];
+                let op = MicroOp::Attend(Attend { dtype, scale: 0.7f32.to_bits(), cap: cap.to_bits() });
+                let results = both(level, op, args, &[rows, dim, page]).expect("a routine for every type");
+                close(op, results, 5e-6);
+            }
+        }
+    }
+}
