@@ -153,6 +153,7 @@ unsafe fn weigh<const D: u8, const T: usize>(
             for (t, acc) in acc.iter_mut().enumerate() {
                 *acc = _mm256_loadu_ps(out.add(t * job.next[1] + d));
             }
+            #[allow(clippy::needless_range_loop)] // `j` is a position, of weights and of values.
             for j in 0..count {
                 let v = load8::<D>(values.add((j * job.slot + d) * Job::size::<D>()));
                 for (t, acc) in acc.iter_mut().enumerate() {
