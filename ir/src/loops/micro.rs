@@ -65,7 +65,7 @@ pub struct Micro {
 pub struct Param {
     /// Element type.
     pub dtype: DType,
-    /// Number of axes.
+    /// Number of axes. What is only read may have more, the last ones of constant extents and read as one axis.
     pub rank: usize,
     /// Is it written? The first argument of every operation is, and no other.
     pub written: bool,
@@ -247,17 +247,32 @@ impl Micro {
         self.args[i].0
     }
 
-    /// Index of an element of an argument, relative to where it begins.
-    fn at(&self, i: usize, offsets: &[Expr]) -> Vec<Expr> {
-        self.args[i].1.iter().zip(offsets).map(|(a, b)| a.clone() + b.clone()).collect()
+    /// Index of an element of an argument, relative to where it begins. The last offset counts through all axes that are left.
+    fn at(&self, k: &Kernel, i: usize, offsets: &[Expr]) -> Vec<Expr> {
+        let (buf, start) = &self.args[i];
+        let mut offsets = offsets.to_vec();
+        let extra = start.len().saturating_sub(offsets.len());
+        if let (true, Some(mut flat)) = (extra > 0, offsets.pop()) {
+            let inner = &k.decl(*buf).shape[start.len() - extra..];
+            let mut last = vec![];
+            for d in inner.iter().rev() {
+                let d = d.as_const().unwrap_or(1);
+                last.push(flat.clone() % d);
+                flat = flat / d;
+            }
+            offsets.push(flat);
+            offsets.extend(last.into_iter().rev());
+        }
+        start.iter().zip(&offsets).map(|(a, b)| a.clone() + b.clone()).collect()
     }
 
     fn load(&self, k: &Kernel, i: usize, offsets: &[Expr]) -> Expr {
-        k.load(self.buf(i), self.at(i, offsets))
+        k.load(self.buf(i), self.at(k, i, offsets))
     }
 
     fn store(&self, offsets: &[Expr], value: Expr) -> Stmt {
-        Stmt::Store { buf: self.buf(0), index: self.at(0, offsets), value }
+        let index = self.args[0].1.iter().zip(offsets).map(|(a, b)| a.clone() + b.clone()).collect();
+        Stmt::Store { buf: self.buf(0), index, value }
     }
 
     /// A plane of scales or minima, by its argument, as f32.
@@ -333,7 +348,7 @@ impl Micro {
                 let mut body = vec![];
                 for j in 0..32 {
                     body.push(each(k, "r", Expr::idx(8), |k, r| {
-                        let words = self.at(1, &[b.clone(), g.clone(), zero.clone(), r.clone()]);
+                        let words = self.at(k, 1, &[b.clone(), g.clone(), zero.clone(), r.clone()]);
                         let q = element(k, p, self.buf(1), &words, j);
                         let group = i64::from(p.group);
                         let plane = [b.clone(), g.clone() * (32 / group) + j / group, r.clone()];

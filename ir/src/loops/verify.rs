@@ -191,7 +191,9 @@ impl Checker<'_> {
         for ((buf, index), p) in m.args.iter().zip(&params) {
             self.access(*buf, index, VTy { dtype: p.dtype, lanes: 1 });
             let Some(d) = self.k.buffers.get(buf.0 as usize) else { continue };
-            self.expect(d.shape.len() == p.rank, || format!("`{}` has {} axes, not {}", d.name, d.shape.len(), p.rank));
+            let rank = d.shape.len();
+            let joined = !p.written && rank > p.rank && d.shape[p.rank..].iter().all(|d| d.as_const().is_some());
+            self.expect(rank == p.rank || joined, || format!("`{}` has {rank} axes, not {}", d.name, p.rank));
             self.expect(d.scope != Scope::Reg, || format!("`{}` is in registers, which have no address", d.name));
             let readable = !p.written || d.scope != Scope::In;
             self.expect(readable, || format!("`{}` is only read; declare it `out` or `inout`", d.name));

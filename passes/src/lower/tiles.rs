@@ -1,5 +1,6 @@
 //! Contractions by micro-kernels: a panel of row blocks by as many tokens as fit, the epilogue token by token.
 
+use marquetry_ir::graph::{Op, Value};
 use marquetry_ir::loops::{Buf, Expr, LoopKind, Micro, MicroOp, Scope, Stmt, dim_expr};
 use marquetry_ir::{DType, Dim, Packed};
 
@@ -38,7 +39,7 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
     let one = tokens.as_const() == Some(1);
     let acc =
         cx.k.buffer("acc", DType::F32, vec![(if one { 1 } else { TOKENS } * blocks).into(), 8.into()], Scope::Local);
-    let rows = match &operands {
+    let panel_rows = match &operands {
         Operands::Panel(..) => {
             let shape = vec![blocks.into(), k.into(), 8.into()];
             Some(cx.k.buffer("panel", DType::F32, shape, Scope::Local))
@@ -50,7 +51,7 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
         let first = b * blocks;
         let at = |rank: usize, i: &Expr| [vec![i.clone()], zeros(rank - 1)].concat();
         let mut body = vec![];
-        if let (Operands::Panel(p, planes, _), Some(rows)) = (&operands, rows) {
+        if let (Operands::Panel(p, planes, _), Some(rows)) = (&operands, panel_rows) {
             let mut args = vec![(rows, zeros(3))];
             args.extend(planes.iter().map(|b| (*b, at(cx.k.decl(*b).shape.len(), &first))));
             let sizes = [blocks, k / 32].map(Expr::idx).to_vec();
@@ -66,8 +67,10 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
                     };
                     bufs.iter().enumerate().map(place).collect()
                 }
-                Operands::Floats(w, x) => vec![(*w, at(3, &first)), (*x, at(2, &t0))],
-                Operands::Panel(_, _, x) => vec![(rows.unwrap_or(acc), zeros(3)), (*x, at(2, &t0))],
+                Operands::Floats(w, x) => vec![(*w, at(3, &first)), (*x, at(cx.k.decl(*x).shape.len(), &t0))],
+                Operands::Panel(_, _, x) => {
+                    vec![(panel_rows.unwrap_or(acc), zeros(3)), (*x, at(cx.k.decl(*x).shape.len(), &t0))]
+                }
             };
             let inner = if matches!(op, MicroOp::Dot(_)) { k / 32 } else { k };
             let sizes = vec![count, Expr::idx(blocks), Expr::idx(inner)];
@@ -113,12 +116,25 @@ fn epilogue(cx: &mut Cx<'_>, job: &Job, token: Expr, first: &Expr) -> Lowered<Ve
 
 fn operands(cx: &Cx<'_>, job: &Job) -> Option<Operands> {
     let weights = |q: Buf, s: Buf, m: Option<Buf>| [Some(q), Some(s), m].into_iter().flatten();
-    match (cx.planes.get(&job.w)?, cx.planes.get(&job.x)?) {
-        (Planes::Packed(p, q, s, m), Planes::Act8(x, scale, sum)) => {
-            Some(Operands::Quantized(*p, weights(*q, *s, *m).chain([*x, *scale, *sum]).collect()))
-        }
-        (Planes::Rows8(w), Planes::Plain(x)) => Some(Operands::Floats(*w, *x)),
-        (Planes::Packed(p, q, s, m), Planes::Plain(x)) => Some(Operands::Panel(*p, weights(*q, *s, *m).collect(), *x)),
+    let w = cx.planes.get(&job.w)?;
+    if let (Planes::Packed(p, q, s, m), Some(Planes::Act8(x, scale, sum))) = (w, cx.planes.get(&job.x)) {
+        return Some(Operands::Quantized(*p, weights(*q, *s, *m).chain([*x, *scale, *sum]).collect()));
+    }
+    let x = rows(cx, job.x)?;
+    match w {
+        Planes::Rows8(w) => Some(Operands::Floats(*w, x)),
+        Planes::Packed(p, q, s, m) => Some(Operands::Panel(*p, weights(*q, *s, *m).collect(), x)),
         _ => None,
     }
+}
+
+/// The buffer whose first axis are the rows of a value and whose other ones, one after the other, their elements.
+fn rows(cx: &Cx<'_>, v: Value) -> Option<Buf> {
+    if let Some(Planes::Plain(b)) = cx.planes.get(&v) {
+        return Some(*b);
+    }
+    let inst = cx.def(v).filter(|i| i.op == Op::Reshape)?;
+    let (from, to) = (cx.shape(inst.operands[0]), cx.shape(v));
+    let fixed = from.iter().skip(1).all(|d| d.as_const().is_some());
+    if from.len() >= 2 && fixed && from[0] == to[0] && to.len() == 2 { rows(cx, inst.operands[0]) } else { None }
 }
