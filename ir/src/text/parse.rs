@@ -246,7 +246,7 @@ impl KernelReader<'_, '_> {
         let pos = self.l.pos();
         let name = self.l.string("a micro-kernel such as `\"fma f32\"`")?;
         let Ok(op) = name.parse::<MicroOp>() else {
-            return Err(self.l.error_at(pos, "IR010", format!("there is no micro-kernel `{name}`")));
+            return Err(self.l.error_at(pos, "IR010", format!("there is no micro-kernel `{name}`; there are `dot LAYOUT`, `fma TYPE`, `unpack LAYOUT` and `attend TYPE SCALE CAP`")));
         };
         self.l.expect("(")?;
         let (mut args, mut sizes) = (vec![], vec![]);

@@ -2,6 +2,7 @@
 //!
 //! `kernel` derives a kernel from a fused function; `program` walks the calls, binds values to buffers, and records how
 //! weights are packed. Arena buffers get places of their own here; `plan` lets them share.
+//! `contract` and `attend` spell products and attention as loops, `tiles` and `rows` as micro-kernels.
 
 mod attend;
 mod contract;
