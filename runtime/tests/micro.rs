@@ -243,3 +243,19 @@ fn attention() {
         }
     }
 }
+
+/// Activations whose rows have two axes are read as if they had one.
+#[test]
+fn rows_of_several_axes() {
+    let mut noise = Noise(5);
+    for level in Level::available() {
+        let acc = floats(DType::F32, 3 * 16, &mut noise, 1.0);
+        let args = vec![
+            Arg::new(&[6, 8], acc),
+            Arg::new(&[2, 12, 8], floats(DType::F32, 2 * 12 * 8, &mut noise, 1.0)),
+            Arg::new(&[3, 2, 3, 2], floats(DType::F32, 36, &mut noise, 1.0)).moved(1),
+        ];
+        let (e, f) = both(level, MicroOp::Fma(DType::F32), args, &[3, 2, 12]).expect("a routine");
+        assert_eq!(bits(&e), bits(&f));
+    }
+}

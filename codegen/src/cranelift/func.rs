@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use cranelift_codegen::ir::{self, DataFlowGraph, Inst, InstBuilder, InstBuilderBase, InstructionData, MemFlagsData};
 use cranelift_codegen::ir::{Type, Value, types};
 use cranelift_frontend::FunctionBuilder;
-use marquetry_ir::loops::{Buf, Kernel, Var};
+use marquetry_ir::loops::{Buf, Kernel, MicroOp, Var};
 use marquetry_ir::{DType, Sym};
 
 use super::Features;
@@ -108,6 +108,8 @@ pub(super) struct Cx<'a> {
     pub args_ptr: Value,
     pub sizes_ptr: Value,
     pub range: (Value, Value),
+    /// Micro-kernels called so far.
+    pub calls: Vec<MicroOp>,
     pub bases: Vec<Option<Value>>,
     sizes: HashMap<Sym, Value>,
     scopes: Vec<Scope>,
@@ -136,6 +138,7 @@ impl<'a> Cx<'a> {
             args_ptr: params[0],
             sizes_ptr: params[1],
             range: (params[2], params[3]),
+            calls: vec![],
             bases: vec![None; n],
             sizes: HashMap::new(),
             scopes: vec![Scope::new(ScopeKind::Branch, None)],

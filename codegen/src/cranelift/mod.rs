@@ -22,13 +22,13 @@ use cranelift_codegen::settings::{self, Configurable};
 use cranelift_codegen::{Context, FinalizedMachReloc};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{JITBuilder, JITModule};
-use cranelift_module::{FuncId, Linkage, Module, ModuleReloc, default_libcall_names};
+use cranelift_module::{FuncId, Linkage, Module, ModuleReloc, ModuleRelocTarget, default_libcall_names};
 use marquetry_ir::loops::legalize::legalize;
-use marquetry_ir::loops::{Buf, Kernel, Scope, micro};
+use marquetry_ir::loops::{Buf, Kernel, MicroOp, Scope, micro};
 use marquetry_ir::program::KernelFn;
 
 use crate::facts::{local_bytes, narrowest};
-use crate::jit::{CodegenError, Entry, JitModule, Options, Routines, on_threads, threads};
+use crate::jit::{CodegenError, Entry, JitModule, Options, on_threads, threads};
 use dot::DotForm;
 use func::Cx;
 
@@ -37,7 +37,6 @@ use func::Cx;
 struct Features {
     dot: DotForm,
     finite_f16: bool,
-    routines: Routines,
     /// Vector loads of floats must not become memory operands.
     keep_loads_apart: bool,
 }
@@ -58,6 +57,16 @@ impl Drop for Memory {
     }
 }
 
+/// Namespace of routines in a function's external names; the index counts the micro-kernels that it calls.
+const ROUTINES: u32 = 1;
+
+/// Signature of a [`Routine`](marquetry_ir::loops::Routine).
+fn call_signature(conv: CallConv) -> Signature {
+    let mut s = Signature::new(conv);
+    s.params = vec![AbiParam::new(types::I64); 2];
+    s
+}
+
 /// Compiles kernels for the host.
 pub(crate) fn compile(kernels: &[Kernel], opts: &Options) -> Result<JitModule, CodegenError> {
     let isa = target(opts)?;
@@ -65,12 +74,26 @@ pub(crate) fn compile(kernels: &[Kernel], opts: &Options) -> Result<JitModule, C
     let done = on_threads(kernels, threads(opts, kernels.len()), |k| compile_one(k, &*isa, features, opts))?;
 
     let memory = |e: cranelift_module::ModuleError| CodegenError::Memory(e.to_string());
-    let mut module = JITModule::new(JITBuilder::with_isa(isa, default_libcall_names()));
+    let mut builder = JITBuilder::with_isa(isa, default_libcall_names());
+    for op in done.iter().flat_map(|c| &c.calls) {
+        if let Some(routine) = (opts.routines)(op) {
+            builder.symbol(op.to_string(), routine as *const u8);
+        }
+    }
+    let mut module = JITModule::new(builder);
+    let routine = call_signature(module.isa().default_call_conv());
     let mut ids = Vec::new();
     for (i, c) in done.iter().enumerate() {
         let name = format!("kernel{i}");
         let id = module.declare_function(&name, Linkage::Local, &c.func.signature).map_err(memory)?;
-        let relocs: Vec<_> = c.relocs.iter().map(|r| ModuleReloc::from_mach_reloc(r, &c.func, id)).collect();
+        let mut relocs: Vec<_> = c.relocs.iter().map(|r| ModuleReloc::from_mach_reloc(r, &c.func, id)).collect();
+        for r in &mut relocs {
+            if let ModuleRelocTarget::User { namespace: ROUTINES, index } = r.name {
+                let name = c.calls[index as usize].to_string();
+                let id = module.declare_function(&name, Linkage::Import, &routine).map_err(memory)?;
+                r.name = ModuleRelocTarget::user(0, id.as_u32());
+            }
+        }
         module.define_function_bytes(id, c.align.max(32), &c.code, &relocs).map_err(memory)?;
         ids.push(id);
     }
@@ -142,7 +165,7 @@ fn features(isa: &dyn TargetIsa, opts: &Options) -> Features {
     } else {
         DotForm::Tree
     };
-    Features { dot, finite_f16: opts.finite_f16, routines: opts.routines, keep_loads_apart: x86 && !has("has_avx") }
+    Features { dot, finite_f16: opts.finite_f16, keep_loads_apart: x86 && !has("has_avx") }
 }
 
 /// A kernel's code before it has an address.
@@ -151,6 +174,8 @@ struct Compiled {
     code: Vec<u8>,
     align: u64,
     relocs: Vec<FinalizedMachReloc>,
+    /// Micro-kernels whose routines it calls.
+    calls: Vec<MicroOp>,
     asm: Option<String>,
 }
 
@@ -158,7 +183,7 @@ fn compile_one(k: &Kernel, isa: &dyn TargetIsa, features: Features, opts: &Optio
     let mut legal = k.clone();
     micro::expand(&mut legal, &|op| (opts.routines)(&op).is_none());
     legalize(&mut legal);
-    let func =
+    let (func, calls) =
         translate(&legal, isa, features).map_err(|what| CodegenError::Unsupported { kernel: k.name.clone(), what })?;
     let mut ctx = Context::for_function(func);
     ctx.set_disasm(opts.disassemble);
@@ -172,12 +197,13 @@ fn compile_one(k: &Kernel, isa: &dyn TargetIsa, features: Features, opts: &Optio
         code: code.code_buffer().to_vec(),
         align: u64::from(code.buffer.alignment),
         relocs: code.buffer.relocs().to_vec(),
+        calls,
         asm: code.vcode.clone(),
     })
 }
 
-/// Cranelift IR of a kernel.
-fn translate(k: &Kernel, isa: &dyn TargetIsa, features: Features) -> Result<Function, String> {
+/// Cranelift IR of a kernel, and the micro-kernels whose routines it calls.
+fn translate(k: &Kernel, isa: &dyn TargetIsa, features: Features) -> Result<(Function, Vec<MicroOp>), String> {
     let mut sig = Signature::new(CallConv::triple_default(isa.triple()));
     sig.params = vec![AbiParam::new(types::I64); 4];
     let mut func = Function::with_name_signature(Default::default(), sig);
@@ -202,7 +228,7 @@ fn translate(k: &Kernel, isa: &dyn TargetIsa, features: Features) -> Result<Func
     }
     cx.block(&k.body)?;
     cx.b.ins().return_(&[]);
-    let Cx { b, .. } = cx;
+    let Cx { b, calls, .. } = cx;
     b.finalize(isa.frontend_config());
-    Ok(func)
+    Ok((func, calls))
 }

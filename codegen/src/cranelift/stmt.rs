@@ -1,11 +1,15 @@
 //! Statements.
 
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{AbiParam, BlockArg, InstBuilder, Signature, StackSlotData, StackSlotKind, Value, types};
-use marquetry_ir::loops::{Buf, Expr, LoopKind, Micro, Scope, Stmt, Var, dim_expr};
+use cranelift_codegen::ir::{
+    BlockArg, ExtFuncData, ExternalName, FuncRef, InstBuilder, StackSlotData, StackSlotKind, UserExternalName, Value,
+    types,
+};
+use marquetry_ir::loops::{Buf, Expr, LoopKind, Micro, MicroOp, Scope, Stmt, Var, dim_expr};
 use marquetry_ir::{DType, Dim};
 
 use super::func::{Bind, Cx, ScopeKind, Val, mem_flags};
+use super::{ROUTINES, call_signature};
 use crate::facts::stored;
 use crate::index::{Indices, Poly};
 use crate::jit::R;
@@ -69,9 +73,21 @@ impl Cx<'_> {
         }
     }
 
+    /// A reference to the routine of a micro-kernel. Code holds its name: the address is put in when the code is placed.
+    fn routine(&mut self, op: MicroOp) -> FuncRef {
+        let index = self.calls.iter().position(|c| *c == op).unwrap_or_else(|| {
+            self.calls.push(op);
+            self.calls.len() - 1
+        });
+        let signature = call_signature(self.b.func.signature.call_conv);
+        let signature = self.b.import_signature(signature);
+        let name = UserExternalName::new(ROUTINES, index as u32);
+        let name = ExternalName::user(self.b.func.declare_imported_user_function(name));
+        self.b.import_function(ExtFuncData { name, signature, colocated: false, patchable: false })
+    }
+
     /// Calls the routine of a micro-kernel.
     fn call(&mut self, m: &Micro) -> R<()> {
-        let Some(routine) = (self.features.routines)(&m.op) else { return Err(format!("no routine for `{}`", m.op)) };
         let mut sizes = vec![];
         for e in &m.sizes {
             let p = self.index(e)?;
@@ -95,11 +111,8 @@ impl Cx<'_> {
             }
             at
         });
-        let mut signature = Signature::new(self.b.func.signature.call_conv);
-        signature.params = vec![AbiParam::new(types::I64); 2];
-        let signature = self.b.import_signature(signature);
-        let address = self.b.ins().iconst(types::I64, routine as usize as i64);
-        self.b.ins().call_indirect(signature, address, &[args, sizes]);
+        let routine = self.routine(m.op);
+        self.b.ins().call(routine, &[args, sizes]);
         let written = m.args.iter().zip(m.op.params()).filter(|(_, p)| p.written);
         written.for_each(|((buf, _), _)| self.clobber(*buf));
         Ok(())

@@ -252,7 +252,9 @@ impl Micro {
         let (buf, start) = &self.args[i];
         let mut offsets = offsets.to_vec();
         let extra = start.len().saturating_sub(offsets.len());
-        if let (true, Some(mut flat)) = (extra > 0, offsets.pop()) {
+        if extra > 0
+            && let Some(mut flat) = offsets.pop()
+        {
             let inner = &k.decl(*buf).shape[start.len() - extra..];
             let mut last = vec![];
             for d in inner.iter().rev() {
