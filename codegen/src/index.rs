@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, Node, Var};
+use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, Micro, Node, Var, dim_expr};
 use marquetry_ir::{Dim, Sym};
 
 use crate::jit::R;
@@ -262,6 +262,30 @@ pub(crate) trait Indices {
                 Ok((self.add(at, c), 0))
             }
         }
+    }
+
+    /// What the routine of a micro-kernel is told: addresses of its arguments; sizes, strides and constants.
+    fn call_args(&mut self, m: &Micro) -> R<[Vec<Self::V>; 2]> {
+        let mut sizes = vec![];
+        for e in &m.sizes {
+            let p = self.index(e)?;
+            sizes.push(self.sum(&p));
+        }
+        let mut addresses = vec![];
+        for (buf, index) in &m.args {
+            addresses.push(match self.address(*buf, index)? {
+                (at, 0) => at,
+                (at, offset) => {
+                    let offset = self.constant(offset.into());
+                    self.add(at, offset)
+                }
+            });
+            let stride = self.kernel().decl(*buf).shape.iter().skip(1).fold(Dim::from(1), |a, d| a * d.clone());
+            let stride = self.index(&dim_expr(&stride))?;
+            sizes.push(self.sum(&stride));
+        }
+        sizes.extend(m.op.constants().into_iter().map(|v| self.constant(v)));
+        Ok([addresses, sizes])
     }
 
     /// First of the chunks that an aligned access of a `Reg` buffer touches, and the lane in it.

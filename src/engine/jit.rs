@@ -65,9 +65,7 @@ impl Jit {
     fn compile(&mut self, bucket: Bucket, stats: &mut Stats) -> Result<Function, Error> {
         let start = Instant::now();
         let mut options = bucket_options(bucket, self.numerics, self.options.context);
-        // LLVM spells loops out itself.
-        let calls = self.backend == codegen::Backend::Cranelift;
-        options.target.micro = calls && !self.options.portable && micro::available();
+        options.target.micro = !self.options.portable && micro::available();
         let (program, cached) = match self.options.watch.is_on() {
             true => {
                 let (program, reports) = programs::watched(&self.module, bucket, &options, &self.options.watch)?;

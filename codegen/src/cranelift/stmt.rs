@@ -5,8 +5,8 @@ use cranelift_codegen::ir::{
     BlockArg, ExtFuncData, ExternalName, FuncRef, InstBuilder, StackSlotData, StackSlotKind, UserExternalName, Value,
     types,
 };
-use marquetry_ir::loops::{Buf, Expr, LoopKind, Micro, MicroOp, Scope, Stmt, Var, dim_expr};
-use marquetry_ir::{DType, Dim};
+use marquetry_ir::DType;
+use marquetry_ir::loops::{Buf, Expr, LoopKind, Micro, MicroOp, Scope, Stmt, Var};
 
 use super::func::{Bind, Cx, ScopeKind, Val, mem_flags};
 use super::{ROUTINES, call_signature};
@@ -88,21 +88,7 @@ impl Cx<'_> {
 
     /// Calls the routine of a micro-kernel.
     fn call(&mut self, m: &Micro) -> R<()> {
-        let mut sizes = vec![];
-        for e in &m.sizes {
-            let p = self.index(e)?;
-            sizes.push(self.sum(&p));
-        }
-        let mut addresses = vec![];
-        for (buf, index) in &m.args {
-            let (at, offset) = self.address(*buf, index)?;
-            addresses.push(self.pure().iadd_imm_s(at, i64::from(offset)));
-            let stride = self.k.decl(*buf).shape.iter().skip(1).fold(Dim::from(1), |a, d| a * d.clone());
-            let stride = self.index(&dim_expr(&stride))?;
-            sizes.push(self.sum(&stride));
-        }
-        sizes.extend(m.op.constants().into_iter().map(|v| self.int(DType::I64, v)));
-        let [args, sizes] = [addresses, sizes].map(|all| {
+        let [args, sizes] = self.call_args(m)?.map(|all| {
             let data = StackSlotData::new(StackSlotKind::ExplicitSlot, 8 * all.len() as u32, 3);
             let slot = self.b.create_sized_stack_slot(data);
             let at = self.pure().stack_addr(types::I64, slot, 0);

@@ -28,7 +28,7 @@ use marquetry_ir::loops::{Buf, Kernel, Scope, micro};
 use marquetry_ir::program::KernelFn;
 
 use crate::facts::{local_bytes, narrowest};
-use crate::jit::{CodegenError, Entry, JitModule, Options, R, on_threads, threads};
+use crate::jit::{CodegenError, Entry, JitModule, Options, R, Routines, on_threads, threads};
 use func::Cx;
 use target::Features;
 pub use target::Target;
@@ -73,7 +73,8 @@ pub(crate) fn compile(kernels: &[Kernel], opts: &Options) -> Result<JitModule, C
     Ok(JitModule { kernels: entries, _code: Box::new(code) })
 }
 
-/// An object file of kernels for a machine, with the symbols of [`symbol`] and the calling convention of [`KernelFn`].
+/// An object file of kernels for a machine, with the symbols of [`symbol`] and the calling convention of [`KernelFn`]. A
+/// micro-kernel that the options have a routine for is called by the text of its operation.
 ///
 /// # Errors
 /// A machine that LLVM does not know, or a kernel that can not be spelled.
@@ -117,7 +118,9 @@ fn load(kernels: &[Kernel], target: &Target, opts: &Options) -> Result<(Vec<Entr
     let names: Vec<String> = (0..kernels.len()).map(|i| format!("kernel{i}")).collect();
     let engine = parse(borrowed, kernels, &names, target, opts).and_then(|module| {
         let engine = module.create_jit_execution_engine(OptimizationLevel::Default);
-        engine.map_err(|e| CodegenError::Memory(e.to_string()))
+        let engine = engine.map_err(|e| CodegenError::Memory(e.to_string()))?;
+        place_routines(&engine, &module, opts);
+        Ok(engine)
     });
     let engine = match engine {
         Ok(e) => e,
@@ -138,6 +141,16 @@ fn load(kernels: &[Kernel], target: &Target, opts: &Options) -> Result<(Vec<Entr
     Ok((entries, loaded))
 }
 
+/// Gives the routines that a module calls their addresses.
+fn place_routines(engine: &ExecutionEngine<'_>, module: &Module<'_>, opts: &Options) {
+    for f in module.get_functions().filter(|f| f.count_basic_blocks() == 0) {
+        let routine = f.get_name().to_str().ok().and_then(|n| n.parse().ok()).and_then(|op| (opts.routines)(&op));
+        if let Some(r) = routine {
+            engine.add_global_mapping(&f, r as usize);
+        }
+    }
+}
+
 fn refused(kernels: &[Kernel], what: &str) -> CodegenError {
     let names: Vec<&str> = kernels.iter().map(|k| k.name.as_str()).collect();
     CodegenError::Backend { kernel: names.join("`, `"), backend: "llvm", what: what.into() }
@@ -151,7 +164,7 @@ fn parse<'a>(
     opts: &Options,
 ) -> Result<Module<'a>, CodegenError> {
     // The parser reads up to a zero behind the end.
-    let text = print(kernels, names, target)? + "\0";
+    let text = print(kernels, names, target, opts.routines)? + "\0";
     let buffer = MemoryBuffer::create_from_memory_range(&text.as_bytes()[..text.len() - 1], "kernels");
     let module = context.create_module_from_ir(buffer).map_err(|e| refused(kernels, &e.to_string()))?;
     if opts.verify {
@@ -165,17 +178,17 @@ fn parse<'a>(
 /// # Errors
 /// A kernel that can not be spelled.
 pub fn text(kernels: &[Kernel], target: &Target) -> Result<String, CodegenError> {
-    print(kernels, &kernels.iter().map(symbol).collect::<Vec<_>>(), target)
+    print(kernels, &kernels.iter().map(symbol).collect::<Vec<_>>(), target, |_| None)
 }
 
-fn print(kernels: &[Kernel], names: &[String], target: &Target) -> Result<String, CodegenError> {
+fn print(kernels: &[Kernel], names: &[String], target: &Target, routines: Routines) -> Result<String, CodegenError> {
     let features = target.translation();
     let buffers = kernels.iter().map(|k| k.buffers.len()).max().unwrap_or(0);
     let mut declares = BTreeSet::new();
     let mut out = String::new();
     for (k, name) in kernels.iter().zip(names) {
         let mut legal = k.clone();
-        micro::expand(&mut legal, &|_| true);
+        micro::expand(&mut legal, &|op| routines(&op).is_none());
         legalize(&mut legal);
         half::expand(&mut legal, &features);
         let body = function(&legal, &features, &mut declares, buffers)

@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use marquetry_ir::DType;
-use marquetry_ir::loops::{Buf, Expr, LoopKind, Scope, Stmt, Var};
+use marquetry_ir::loops::{Buf, Expr, LoopKind, Micro, Scope, Stmt, Var};
 
 use super::func::{Bind, Body, Cx, ScopeKind, Ty, Val};
+use super::quoted;
 use crate::facts::stored;
 use crate::index::{Indices, Poly};
 use crate::jit::R;
@@ -60,7 +61,7 @@ impl Cx<'_> {
                 Ok(())
             }
             Stmt::Store { buf, index, value } => self.store_stmt(*buf, index, value),
-            Stmt::Micro(m) => Err(format!("`{}` is not expanded", m.op)),
+            Stmt::Micro(m) => self.call_routine(m),
             Stmt::If { cond, then, other } => {
                 let c = self.expr(cond)?;
                 match self.int_of(c) {
@@ -70,6 +71,24 @@ impl Cx<'_> {
                 }
             }
         }
+    }
+
+    /// Calls the routine of a micro-kernel, whose symbol is the operation's text.
+    fn call_routine(&mut self, m: &Micro) -> R<()> {
+        let [args, sizes] = self.call_args(m)?.map(|all| {
+            let at = self.alloca(8 * all.len() as u32);
+            for (i, v) in all.into_iter().enumerate() {
+                let slot = self.local(Ty::PTR, format!("getelementptr i64, {}, i64 {i}", self.typed(at)));
+                self.line(&format!("store {}, {}, align 8", self.typed(v), self.typed(slot)));
+            }
+            at
+        });
+        let name = quoted(&m.op.to_string());
+        self.declares.insert(format!("declare void @{name}(ptr, ptr)"));
+        self.line(&format!("call void @{name}({}, {})", self.typed(args), self.typed(sizes)));
+        let written = m.args.iter().zip(m.op.params()).filter(|(_, p)| p.written);
+        written.for_each(|((buf, _), _)| self.clobber(*buf));
+        Ok(())
     }
 
     fn store_stmt(&mut self, buf: Buf, index: &[Expr], value: &Expr) -> R<()> {

@@ -1,9 +1,11 @@
 //! Micro-kernels: expanded where there is no routine, called with the right arguments where there is one.
 
-use marquetry_codegen::{Backend, Options, compile};
+use marquetry_codegen::{Options, compile};
 use marquetry_ir::loops::interp::{BufData, run};
 use marquetry_ir::loops::{Expr, Kernel, LoopKind, Micro, MicroOp, Routine, Scope, Stmt};
 use marquetry_ir::{DType, Dim, Syms};
+
+use crate::harness::backends;
 
 /// Blocks 1 and 2 of three, tokens 1.. of `t + 1`, k 5: products of row blocks, one block after the other.
 fn kernel(syms: &mut Syms) -> Kernel {
@@ -45,9 +47,10 @@ fn expanded_or_called() {
     let k = kernel(&mut syms);
     assert_eq!(marquetry_ir::loops::verify::verify(&k, &syms), vec![]);
     let numbers = |n: usize| BufData::from_f32(&(0..n).map(|i| (i * 37 % 19) as f32 - 9.0).collect::<Vec<_>>());
-    for routines in [(|_| None) as fn(&MicroOp) -> Option<Routine>, |_| Some(plain)] {
+    let choices = [(|_| None) as fn(&MicroOp) -> Option<Routine>, |_| Some(plain)];
+    for (backend, routines) in backends().flat_map(|b| choices.map(|r| (b, r))) {
         let options = Options { routines, verify: true, ..Options::default() };
-        let code = compile(Backend::Cranelift, std::slice::from_ref(&k), &syms, &options).unwrap();
+        let code = compile(backend, std::slice::from_ref(&k), &syms, &options).unwrap();
         for t in [1usize, 2, 9] {
             let mut want = vec![numbers(5 * (t + 1)), numbers(120), numbers(16 * (t + 1))];
             let mut got = want.clone();
