@@ -8,6 +8,7 @@ pub mod pack;
 pub mod program;
 pub mod quant;
 pub mod random;
+pub mod scalars;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod text;

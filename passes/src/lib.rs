@@ -1,6 +1,7 @@
 //! Passes over the Marquetry IR.
 
 pub mod bind;
+pub mod cache;
 pub mod canon;
 pub mod check;
 pub mod dot;

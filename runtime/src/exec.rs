@@ -10,6 +10,7 @@ use std::time::Instant;
 use marquetry_ir::program::KernelFn;
 
 use crate::extent::eval_extent;
+use crate::governor::Governor;
 use crate::memory::{ALIGN, Arena, States, eval_bytes};
 use crate::module::{Function, KERNEL_ALIGN, Port};
 use crate::pool::{Pool, Worker};
@@ -32,6 +33,8 @@ pub(crate) struct Frame {
     inputs: Vec<Bound>,
     outputs: Vec<Bound>,
     staging_bytes: u64,
+    /// How many threads take part, at these sizes.
+    governor: Governor,
 }
 
 // SAFETY: the pointers are dereferenced by kernels only, during a run, when every one of them has just been bound.
@@ -66,6 +69,7 @@ impl Frame {
             inputs: vec![unbound; inputs],
             outputs: vec![unbound; outputs],
             staging_bytes: 0,
+            governor: Governor::new(1),
         }
     }
 }
@@ -186,6 +190,8 @@ impl Function {
         if frame.key != key || frame.sizes != sizes {
             frame.key = None;
             self.resolve(frame, pool.threads(), states, sizes)?;
+            let work = frame.loops.iter().fold(0i64, |sum, l| sum.saturating_add(l.extent));
+            frame.governor.prepare(pool.threads(), work);
             frame.key = key;
         }
         arena.reserve(self.arena_bytes)?;
@@ -240,8 +246,12 @@ impl Function {
             stamps,
             start: Instant::now(),
         };
-        pool.run(&|w| step.walk(w))?;
-        let end = if stamps.is_some() { step.start.elapsed().as_nanos() as u64 } else { 0 };
+        let active = if stamps.is_some() { pool.threads() } else { frame.governor.active() };
+        pool.run_on(active, &|w| step.walk(w))?;
+        let time = step.start.elapsed();
+        if stamps.is_none() {
+            frame.governor.ran(time);
+        }
 
         for (port, bound) in self.outputs.iter().zip(&frame.outputs) {
             let Some((_, bytes)) = outputs.iter_mut().find(|(n, _)| *n == port.name) else { continue };
@@ -250,7 +260,7 @@ impl Function {
                 unsafe { std::ptr::copy_nonoverlapping(bound.pointer, bytes.as_mut_ptr(), bytes.len()) };
             }
         }
-        Ok(end)
+        Ok(time.as_nanos() as u64)
     }
 
     /// Computes what depends on sizes, states and the number of threads.

@@ -7,6 +7,7 @@ mod error;
 mod exec;
 mod extent;
 pub mod files;
+mod governor;
 pub mod kv;
 mod memory;
 pub mod micro;

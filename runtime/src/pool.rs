@@ -30,6 +30,9 @@ const SPINS_CROWDED: u32 = 100;
 /// How long a worker waits for the next job before it parks.
 const LINGER: Duration = Duration::from_micros(80);
 
+/// Bits of [`Shared::sequence`] below the number of jobs.
+const ACTIVE_BITS: u32 = 16;
+
 type Job<'j> = dyn for<'a> Fn(Worker<'a>) + Sync + 'j;
 
 /// A value on a cache line of its own.
@@ -39,7 +42,7 @@ struct Line<T>(T);
 struct Shared {
     count: usize,
     spins: u32,
-    /// Number of jobs started; a change starts the workers.
+    /// Number of jobs started, above the number of threads that the last one has: a change starts those.
     sequence: Line<AtomicU64>,
     /// Workers (without the caller) still inside the job.
     running: Line<AtomicUsize>,
@@ -93,11 +96,11 @@ impl Worker<'_> {
     #[inline]
     pub fn barrier(&self) {
         let s = self.shared;
-        if s.count == 1 {
+        if self.count == 1 {
             return;
         }
         let generation = s.generation.0.load(Ordering::Acquire);
-        if s.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == s.count {
+        if s.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == self.count {
             s.arrived.0.store(0, Ordering::Relaxed);
             s.generation.0.store(generation.wrapping_add(1), Ordering::Release);
             return;
@@ -124,10 +127,10 @@ fn wait(spins: &mut u32, limit: u32) {
 }
 
 impl Shared {
-    /// Runs the job as one worker and keeps its panic, if any.
-    fn work(&self, index: usize, job: &Job<'_>) {
+    /// Runs the job as one worker of `count` and keeps its panic, if any.
+    fn work(&self, index: usize, count: usize, job: &Job<'_>) {
         let before = INSIDE.replace(self as *const Shared as usize);
-        let done = catch_unwind(AssertUnwindSafe(|| job(Worker { index, count: self.count, shared: self })));
+        let done = catch_unwind(AssertUnwindSafe(|| job(Worker { index, count, shared: self })));
         INSIDE.set(before);
         if let Err(payload) = done {
             if !payload.is::<Broken>() {
@@ -145,11 +148,15 @@ impl Shared {
                 Some(s) => s,
                 None => return,
             };
-            // SAFETY: the sequence changed, so the caller has published a job and waits for `running`.
+            let active = (seen & ((1 << ACTIVE_BITS) - 1)) as usize;
+            if index >= active {
+                continue;
+            }
+            // SAFETY: the sequence changed, so the caller has published a job and waits for the active workers in `running`.
             let job = unsafe { *self.job.get() };
             if let Some(job) = job {
                 // SAFETY: the closure is borrowed by the caller until `running` is 0.
-                self.work(index, unsafe { &*job });
+                self.work(index, active, unsafe { &*job });
             }
             self.running.0.fetch_sub(1, Ordering::Release);
         }
@@ -188,7 +195,7 @@ impl Pool {
     ///
     /// Fails when the system refuses a thread.
     pub fn new(threads: usize) -> Result<Pool, RuntimeError> {
-        let count = threads.max(1);
+        let count = threads.clamp(1, (1 << ACTIVE_BITS) - 1);
         let cores = thread::available_parallelism().map_or(1, |n| n.get());
         let shared = Arc::new(Shared {
             count,
@@ -221,25 +228,31 @@ impl Pool {
         self.shared.count
     }
 
-    /// Runs `f` once on every thread and returns when all have finished. Calls from several threads take turns.
+    /// Runs `f` once on every thread; as [`Pool::run_on`].
+    pub fn run(&self, f: &(dyn for<'a> Fn(Worker<'a>) + Sync)) -> Result<(), RuntimeError> {
+        self.run_on(self.threads(), f)
+    }
+
+    /// Runs `f` once on each of the first `active` threads, at least 1 and at most all, and returns when all have finished. Calls from several threads take turns.
     ///
     /// A panic inside `f` is caught and returned as [`RuntimeError::Panic`] after every thread has left; the pool stays
     /// usable. A call from inside a job of the same pool fails with [`RuntimeError::Nested`].
-    pub fn run(&self, f: &(dyn for<'a> Fn(Worker<'a>) + Sync)) -> Result<(), RuntimeError> {
+    pub fn run_on(&self, active: usize, f: &(dyn for<'a> Fn(Worker<'a>) + Sync)) -> Result<(), RuntimeError> {
         let s = &*self.shared;
+        let active = active.clamp(1, s.count);
         if INSIDE.get() == s as *const Shared as usize {
             return Err(RuntimeError::Nested);
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        if s.count > 1 {
+        if active > 1 {
             // SAFETY: only the lifetime changes; this function does not return while a worker may use the pointer.
             let job = unsafe { std::mem::transmute::<*const Job<'_>, *const Job<'static>>(f) };
             // SAFETY: `turn` is held and no worker is inside a job.
             unsafe { *s.job.get() = Some(job) };
-            s.running.0.store(s.count - 1, Ordering::Relaxed);
-            self.start();
+            s.running.0.store(active - 1, Ordering::Relaxed);
+            self.start(active);
         }
-        s.work(0, f);
+        s.work(0, active, f);
         let mut spins = 0;
         while s.running.0.load(Ordering::Acquire) != 0 {
             wait(&mut spins, s.spins);
@@ -253,9 +266,10 @@ impl Pool {
         Err(RuntimeError::Panic { worker, message })
     }
 
-    fn start(&self) {
-        self.shared.sequence.0.fetch_add(1, Ordering::SeqCst);
-        for (flag, thread) in self.shared.parked[1..].iter().zip(&self.handles) {
+    fn start(&self, active: usize) {
+        let jobs = (self.shared.sequence.0.load(Ordering::Relaxed) >> ACTIVE_BITS).wrapping_add(1);
+        self.shared.sequence.0.store(jobs << ACTIVE_BITS | active as u64, Ordering::SeqCst);
+        for (flag, thread) in self.shared.parked[1..active].iter().zip(&self.handles) {
             if flag.0.load(Ordering::SeqCst) {
                 thread.unpark();
             }
@@ -266,7 +280,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.start();
+        self.start(self.shared.count);
         for t in self.threads.drain(..) {
             // A worker catches the panics of jobs, so there is nothing to report here.
             let _ = t.join();
@@ -320,6 +334,23 @@ mod tests {
             .unwrap();
         }
         assert_eq!(sum.into_inner(), 300_000);
+    }
+
+    #[test]
+    fn any_number_of_threads_takes_part() {
+        let pool = Pool::new(5).unwrap();
+        for round in 0..20_000usize {
+            let active = 1 + round * 7 % 5;
+            let (sum, before) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            pool.run_on(active, &|w| {
+                assert_eq!(w.count, active);
+                before.fetch_add(1, Ordering::Relaxed);
+                w.barrier();
+                sum.fetch_add(w.index + before.load(Ordering::Relaxed), Ordering::Relaxed);
+            })
+            .unwrap();
+            assert_eq!(sum.into_inner(), active * active + active * (active - 1) / 2);
+        }
     }
 
     #[test]

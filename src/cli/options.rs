@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use marquetry::Error;
 use marquetry::engine::{Backend, Bucket, Engine, EngineOptions, Stats};
+use marquetry::ir::DType;
 use marquetry::model::{LoadOptions, LoadedModel, cache_dir};
 use marquetry::passes::Numerics;
 use marquetry::passes::check::Check;
@@ -147,6 +148,27 @@ impl From<NumericsArg> for Numerics {
     }
 }
 
+/// Element types of keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CacheTypeArg {
+    /// 4 bytes a number.
+    F32,
+    /// 2 bytes a number.
+    F16,
+    /// 2 bytes a number: the range of f32, 8 bits of precision.
+    Bf16,
+}
+
+impl From<CacheTypeArg> for DType {
+    fn from(t: CacheTypeArg) -> DType {
+        match t {
+            CacheTypeArg::F32 => DType::F32,
+            CacheTypeArg::F16 => DType::F16,
+            CacheTypeArg::Bf16 => DType::BF16,
+        }
+    }
+}
+
 /// How the model is run.
 #[derive(Debug, Args)]
 pub struct EngineArgs {
@@ -165,6 +187,9 @@ pub struct EngineArgs {
     /// Positions of the cache [default: the model's, at most 32768].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub context: Option<u32>,
+    /// Element type of cached keys and values [default: f16 with fast numerics, f32 otherwise].
+    #[arg(long, value_enum)]
+    pub cache_type: Option<CacheTypeArg>,
     /// Neither read nor write cached programs.
     #[arg(long)]
     pub no_cache: bool,
@@ -183,6 +208,7 @@ impl EngineArgs {
             threads: self.threads.map_or(0, usize::from),
             portable: self.portable,
             context: self.context.map_or(0, |c| c as usize),
+            cache_type: self.cache_type.map(DType::from),
             cache: self.cache(),
             watch: Watch { from: self.from.source(), ..self.watch.watch() },
         }

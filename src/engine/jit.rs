@@ -65,6 +65,7 @@ impl Jit {
     fn compile(&mut self, bucket: Bucket, stats: &mut Stats) -> Result<Function, Error> {
         let start = Instant::now();
         let mut options = bucket_options(bucket, self.numerics, self.options.context);
+        options.cache_type = self.options.cache_type.or(options.cache_type);
         options.target.micro = !self.options.portable && micro::available();
         let (program, cached) = match self.options.watch.is_on() {
             true => {

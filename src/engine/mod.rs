@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use marquetry_ir::DType;
 use marquetry_ir::graph::Ty;
 use marquetry_passes::Numerics;
 use marquetry_passes::manager::Reports;
@@ -78,6 +79,8 @@ pub struct EngineOptions {
     pub portable: bool,
     /// Positions of the cache; 0 for those of the model, at most 32768.
     pub context: usize,
+    /// Element type of keys and values in compiled code, a float; by default f32 with strict numerics and f16 with fast ones.
+    pub cache_type: Option<DType>,
     /// Where planned programs are kept; nowhere if absent.
     pub cache: Option<PathBuf>,
     /// How passes are watched; while they are, the cache is not used.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use marquetry_ir::DType;
 use marquetry_ir::graph::{Module, print_module};
 use marquetry_ir::program::Program;
 use marquetry_ir::text::{parse_program, print_program};
@@ -40,6 +41,14 @@ impl Bucket {
     }
 }
 
+/// Element type of keys and values, where nothing else is asked for.
+fn cache_type(numerics: Numerics) -> Option<DType> {
+    match numerics {
+        Numerics::Strict => None,
+        Numerics::Fast => Some(DType::F16),
+    }
+}
+
 /// Options for compiling a bucket with a cache of that many positions, for any CPU.
 pub fn bucket_options(bucket: Bucket, numerics: Numerics, context: usize) -> Options {
     let pages = Narrow::Range(1, context.div_ceil(PAGE).max(1) as i64);
@@ -50,7 +59,7 @@ pub fn bucket_options(bucket: Bucket, numerics: Numerics, context: usize) -> Opt
     let sizes =
         [("n", tokens), ("r", tokens), ("s", Narrow::Fixed(1)), ("q", Narrow::Fixed(1)), ("m", pages), ("p", pages)];
     let sizes: HashMap<String, Narrow> = sizes.map(|(n, v)| (n.to_string(), v)).into();
-    Options { numerics, sizes, ..Options::default() }
+    Options { numerics, sizes, cache_type: cache_type(numerics), ..Options::default() }
 }
 
 /// The program of a module, or of the IR that the watch starts from, made while its passes are watched.
@@ -96,7 +105,8 @@ fn stored(cache: &Cache, key: &Key) -> Option<Program> {
 fn key_of(module: &Module, options: &Options) -> Key {
     let mut sizes: Vec<String> = options.sizes.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
     sizes.sort();
-    let options = format!("{:?} {:?} {}", options.numerics, options.target, sizes.join(" "));
+    let Options { numerics, target, cache_type, .. } = options;
+    let options = format!("{numerics:?} {target:?} {cache_type:?} {}", sizes.join(" "));
     let text = print_module(module);
     let parts = [text.as_str(), &options, std::env::consts::ARCH, &cpu_features().join(" "), &build_identity()];
     files::key(&parts.map(str::as_bytes))

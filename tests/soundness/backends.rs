@@ -25,7 +25,7 @@ pub fn native(backend: Backend, m: &Module, p: &Program, i: &Inputs) -> Result<[
 
 fn once(m: &Module, f: &Function, i: &Inputs, threads: usize) -> Result<Outcome, String> {
     let mut states = States::new(f.states(), &i.sizes).map_err(|e| e.to_string())?;
-    for (name, plane) in planes(&i.states) {
+    for (name, plane) in planes(m, &i.states) {
         if let Some(s) = states.get_mut(&name) {
             s.copy_from_slice(&plane);
         }

@@ -326,16 +326,20 @@ pub(super) fn select(c: &Ctx<'_>, _: &Inst, x: &[&Val], ty: &Ty) -> Res {
     out(shape, Data::F32(Arc::new(v)))
 }
 
+/// The nearest number of a float type.
+fn rounded(v: f32, d: DType) -> f32 {
+    match d {
+        DType::F16 => half::f16::from_f32(v).to_f32(),
+        DType::BF16 => half::bf16::from_f32(v).to_f32(),
+        _ => v,
+    }
+}
+
 pub(super) fn cast(_: &Ctx<'_>, i: &Inst, x: &[&Val], _: &Ty) -> Res {
     let x = tensor(x[0])?;
     match i.attrs[0] {
         Attr::DType(d) if d.is_float() => {
-            let round: fn(f32) -> f32 = match d {
-                DType::F16 => |v| half::f16::from_f32(v).to_f32(),
-                DType::BF16 => |v| half::bf16::from_f32(v).to_f32(),
-                _ => |v| v,
-            };
-            out(x.shape.clone(), Data::F32(Arc::new(x.to_f32()?.iter().map(|v| round(*v)).collect())))
+            out(x.shape.clone(), Data::F32(Arc::new(x.to_f32()?.iter().map(|v| rounded(*v, d)).collect())))
         }
         Attr::DType(d) => {
             // Floats truncate and saturate at the ends of the type.
@@ -517,11 +521,14 @@ pub(super) fn quantize(_: &Ctx<'_>, _: &Inst, x: &[&Val], _: &Ty) -> Res {
     out(x.shape.clone(), Data::Exact(Elem::Act8, Arc::new(y)))
 }
 
-pub(super) fn kv_append(_: &Ctx<'_>, _: &Inst, x: &[&Val], _: &Ty) -> Res {
+pub(super) fn kv_append(_: &Ctx<'_>, _: &Inst, x: &[&Val], ty: &Ty) -> Res {
+    let Ty::Kv(super::KvTy { dtype, .. }) = ty else { return bad("cache expected") };
     let Val::Kv([k, v], dims) = x[0] else { return bad("state expected") };
     let row = dims[1] * dims[2];
     let (mut k, mut v) = (k.as_ref().clone(), v.as_ref().clone());
-    let (new_k, new_v) = (tensor(x[1])?.to_f32()?, tensor(x[2])?.to_f32()?);
+    let held =
+        |x: &Val| Ok::<Vec<f32>, InterpError>(tensor(x)?.to_f32()?.iter().map(|v| rounded(*v, *dtype)).collect());
+    let (new_k, new_v) = (held(x[1])?, held(x[2])?);
     for (t, &slot) in tensor(x[3])?.ints()?.iter().enumerate() {
         let Some(at) = usize::try_from(slot).ok().filter(|&s| s < dims[0]) else {
             return bad(format!("slot {slot} out of 0..{}", dims[0]));

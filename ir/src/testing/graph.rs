@@ -256,8 +256,8 @@ impl Gen<'_, '_> {
     }
 
     /// The newest version of a state of these sizes; for each size a new one now and then.
-    pub fn state(&mut self, heads: usize, dim: usize) -> usize {
-        let ty = Ty::Kv(KvTy { slots: 64.into(), heads, dim, dtype: DType::F32 });
+    pub fn state(&mut self, heads: usize, dim: usize, dtype: DType) -> usize {
+        let ty = Ty::Kv(KvTy { slots: 64.into(), heads, dim, dtype });
         let known = self.states.iter().position(|(d, _)| d.ty == ty);
         match known {
             Some(i) if self.r.chance(80) => i,

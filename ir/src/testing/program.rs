@@ -12,6 +12,7 @@ use crate::loops::Scope;
 use crate::pack::{pack_weight, packed_len};
 use crate::program::interp::{Memory, bytes_at, run};
 use crate::program::{Place, Program, Weight};
+use crate::scalars::{decode, encode};
 use crate::{DType, Elem};
 
 /// The bytes of a tensor as programs read it.
@@ -75,16 +76,26 @@ pub fn results(m: &Module, sizes: &[i64]) -> Vec<(String, DType, Vec<usize>)> {
     f.results.iter().filter_map(one).collect()
 }
 
+/// Element type of a state.
+fn state_type(m: &Module, name: &str) -> DType {
+    match m.states.iter().find(|d| d.name == name).map(|d| &d.ty) {
+        Some(Ty::Kv(k)) => k.dtype,
+        Some(Ty::Rows(r)) => r.dtype,
+        _ => DType::F32,
+    }
+}
+
 /// Keys and values of a state by the names that programs give them.
-pub fn planes(states: &HashMap<String, Val>) -> HashMap<String, Vec<u8>> {
+pub fn planes(m: &Module, states: &HashMap<String, Val>) -> HashMap<String, Vec<u8>> {
     let mut all = HashMap::new();
     for (name, v) in states {
+        let dtype = state_type(m, name);
         if let Val::Rows(v, _) = v {
-            all.insert(name.clone(), v.iter().flat_map(|x| x.to_le_bytes()).collect());
+            all.insert(name.clone(), encode(dtype, v));
         }
         if let Val::Kv(kv, _) = v {
             for (plane, suffix) in kv.iter().zip(["_k", "_v"]) {
-                all.insert(format!("{name}{suffix}"), plane.iter().flat_map(|x| x.to_le_bytes()).collect());
+                all.insert(format!("{name}{suffix}"), encode(dtype, plane));
             }
         }
     }
@@ -107,7 +118,7 @@ pub fn outcome(
         let raw = output(&name).ok_or_else(|| missing("output", &name))?;
         all.results.push(tensor(dtype, shape, &raw));
     }
-    let untouched = planes(&i.states);
+    let untouched = planes(m, &i.states);
     let mut names: Vec<&String> = i.states.keys().collect();
     names.sort();
     for name in names {
@@ -120,7 +131,7 @@ pub fn outcome(
             Val::Rows(..) => plane(""),
             _ => [plane("_k"), plane("_v")].concat(),
         };
-        all.states.push((name.clone(), raw.as_chunks().0.iter().map(|c| f32::from_le_bytes(*c)).collect()));
+        all.states.push((name.clone(), decode(state_type(m, name), &raw)));
     }
     Ok(all)
 }
@@ -184,7 +195,7 @@ fn reversed(p: &Program, sizes: &[i64]) -> Result<Program, String> {
 /// # Errors
 /// What the interpreter refuses, launches or arguments that must not overlap.
 pub fn run_program(m: &Module, p: &Program, i: &Inputs) -> Result<Outcome, String> {
-    let mut planes = planes(&i.states);
+    let mut planes = planes(m, &i.states);
     let state = |name: &String| planes.remove(name).ok_or_else(|| format!("no state `{name}`"));
     let states = p.states.iter().map(|s| &s.name).map(state).collect::<Result<Vec<_>, _>>()?;
     let weights = p.weights.iter().map(|w| weight(w, &i.params)).collect::<Result<Vec<_>, _>>()?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::graph::interp::{Data, InterpError, Tensor, Val, run_function};
 use crate::graph::{Module, Ty};
 use crate::random::{Limit, Numbers, Random, floats, limits, tensor};
+use crate::scalars::held;
 
 /// What a module is run on.
 #[derive(Clone, Debug)]
@@ -100,8 +101,8 @@ fn random_value(r: &mut Random, ty: &Ty, sizes: &[i64], limit: Option<Limit>, nu
         Ty::Kv(k) => {
             let dims = [eval(&k.slots), k.heads, k.dim];
             let n = dims.iter().product();
-            let keys = Arc::new(floats(r, n, numbers));
-            Val::Kv([keys, Arc::new(floats(r, n, numbers))], dims)
+            let mut plane = || Arc::new(held(k.dtype, &floats(r, n, numbers)));
+            Val::Kv([plane(), plane()], dims)
         }
         Ty::Tensor(t) => Val::Tensor(tensor(r, t.elem, t.shape.iter().map(eval).collect(), limit, numbers)),
     }

@@ -37,3 +37,13 @@ pub fn narrows(m: &Module) -> bool {
     let narrow = |a: &Attr| matches!(a, Attr::DType(DType::F16 | DType::BF16));
     m.functions.iter().flat_map(|f| &f.insts).any(|i| i.op == Op::Cast && i.attrs.first().is_some_and(narrow))
 }
+
+/// By how much of a number the coarsest cache rounds.
+pub fn cache_step(m: &Module) -> f32 {
+    let step = |t: &Ty| match t {
+        Ty::Kv(k) if k.dtype == DType::F16 => 2f32.powi(-11),
+        Ty::Kv(k) if k.dtype == DType::BF16 => 2f32.powi(-8),
+        _ => 0.0,
+    };
+    m.states.iter().map(|d| step(&d.ty)).fold(0.0, f32::max)
+}

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use half::{bf16, f16};
 use marquetry_ir::graph::interp::{Data, Tensor, Val, run_function};
 use marquetry_ir::graph::{Module, Ty};
 use marquetry_ir::pack::{pack_weight, packed_len};
 use marquetry_ir::program::interp::{Memory, bytes_at, run as run_program};
 use marquetry_ir::program::{Place, Program, Weight};
 use marquetry_ir::random::{self, Limit, Numbers, Random};
+use marquetry_ir::scalars::{decode, encode, held};
 use marquetry_ir::{DType, Dim, Elem, Syms};
 
 use super::Outcome;
@@ -215,7 +215,9 @@ impl Inputs {
                 return Err(format!("state `{}` is not given", d.name));
             };
             let [a, b, c] = k.shape[..] else { return Err(format!("state `{}` has {} axes", d.name, k.shape.len())) };
-            states.insert(d.name.clone(), Val::Kv([k.data.clone().into(), v.data.clone().into()], [a, b, c]));
+            let Ty::Kv(ty) = &d.ty else { return Err(format!("state `{}` is no cache", d.name)) };
+            let plane = |p: &Plane| held(ty.dtype, &p.data).into();
+            states.insert(d.name.clone(), Val::Kv([plane(k), plane(v)], [a, b, c]));
         }
         let results =
             run_function(m, entry, &m.syms, &sizes, args, &mut states, &self.params).map_err(|e| e.to_string())?;
@@ -367,7 +369,7 @@ fn tensor(elem: Elem, shape: Vec<usize>, limit: Option<Limit>, mut r: Random) ->
 fn plane(dtype: DType, shape: Vec<usize>, mut r: Random) -> Plane {
     let count = shape.iter().product();
     let values = random::floats(&mut r, count, Numbers::Normal);
-    Plane { dtype, shape, data: decode(dtype, &encode(dtype, &values)) }
+    Plane { dtype, shape, data: held(dtype, &values) }
 }
 
 /// Row-major bytes of a tensor.
@@ -378,35 +380,4 @@ fn bytes(t: &Tensor) -> Result<Vec<u8>, String> {
         Data::Bytes(_, b) => Ok(b.to_vec()),
         Data::Exact(e, _) => Err(format!("{e} has no bytes of its own")),
     }
-}
-
-/// Numbers as scalars of a type.
-pub(crate) fn encode(d: DType, values: &[f32]) -> Vec<u8> {
-    let each = |v: &f32| -> Vec<u8> {
-        match d {
-            DType::F32 => v.to_le_bytes().to_vec(),
-            DType::F16 => f16::from_f32(*v).to_le_bytes().to_vec(),
-            DType::BF16 => bf16::from_f32(*v).to_le_bytes().to_vec(),
-            d => (*v as i64).to_le_bytes()[..d.size()].to_vec(),
-        }
-    };
-    values.iter().flat_map(each).collect()
-}
-
-/// Scalars of a type as numbers.
-pub(crate) fn decode(d: DType, bytes: &[u8]) -> Vec<f32> {
-    let each = |b: &[u8]| {
-        let mut raw = [0u8; 8];
-        raw[..b.len()].copy_from_slice(b);
-        let u = u64::from_le_bytes(raw);
-        let shift = 64 - 8 * b.len() as u32;
-        match d {
-            DType::F32 => f32::from_bits(u as u32),
-            DType::F16 => f16::from_bits(u as u16).to_f32(),
-            DType::BF16 => bf16::from_bits(u as u16).to_f32(),
-            DType::I64 | DType::I32 | DType::I16 | DType::I8 => (((u << shift) as i64) >> shift) as f32,
-            DType::U32 | DType::U8 | DType::Bool => u as f32,
-        }
-    };
-    bytes.chunks_exact(d.size()).map(each).collect()
 }

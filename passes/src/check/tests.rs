@@ -1,5 +1,6 @@
 //! The check on whole pipelines, and what it must see.
 
+use marquetry_ir::DType;
 use marquetry_ir::graph::{Attr, Op, parse_module};
 
 use super::{Check, Checker, after_rounding, distance, unrounded};
@@ -27,6 +28,20 @@ fn every_pass_keeps_the_numbers() {
         assert_eq!(reports.passes.len(), PASSES.len());
         assert!(reports.passes.iter().all(|p| p.checked.as_ref().is_some_and(|c| c.contains("numbers"))));
         assert!(reports.rewrites > 10, "{}", reports.rewrites);
+    }
+}
+
+#[test]
+fn caches_of_sixteen_bits_are_near() {
+    for dtype in [DType::F16, DType::BF16] {
+        let o = Options { cache_type: Some(dtype), ..options(Numerics::Strict, 2) };
+        let (ir, reports) =
+            manager::run(read("eqsat/attention-spelled@together.tir"), &default_pipeline(), &o, &mut |_, _| {})
+                .unwrap();
+        let Ir::Program(p) = ir else { panic!("a program") };
+        assert!(p.states.iter().any(|s| s.dtype == dtype), "{:?}", p.states);
+        let cache = reports.passes.iter().find(|p| p.pass == "cache").unwrap();
+        assert!(!cache.checked.as_ref().unwrap().contains(" 0.0e0 apart"), "{:?}", cache.checked);
     }
 }
 

@@ -88,7 +88,7 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
                 Some(query) => cx.k.load(query, vec![d.clone()]),
                 None => cx.read(q, &[token.clone(), head.clone(), d.clone()])?,
             };
-            let k = cx.k.load(keys, vec![slot.clone(), kv_head.clone(), d]);
+            let k = cx.k.load(keys, vec![slot.clone(), kv_head.clone(), d]).cast(DType::F32);
             let old = cx.k.load(dot, vec![Expr::idx(0)]);
             Ok(vec![cx.store(dot, vec![Expr::idx(0)], x.fma(k, old))])
         })?);
@@ -159,6 +159,7 @@ fn weighted_sum(
             let mut body = vec![b1, b2];
             body.extend(each(cx, &|cx, g, l| {
                 let v = cx.k.load(values, vec![slot.clone(), kv_head.clone(), feature(g, l.clone())]);
+                let v = v.cast(DType::F32);
                 let old = cx.k.load(part, at(g, l.clone()));
                 cx.store(part, at(g, l), weight.clone().fma(v, old))
             })?);

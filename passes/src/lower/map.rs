@@ -94,6 +94,7 @@ pub fn append(cx: &mut Cx<'_>, operands: &[Value]) -> Lowered<()> {
         for (cache, v) in caches.iter().zip([keys, values]) {
             let (cache, row) = (*cache, row.clone());
             let put = move |cx: &Cx<'_>, at: Vec<Expr>, e: Expr| {
+                let e = e.cast(cx.k.decl(cache).dtype);
                 cx.store(cache, [vec![row.clone()], at[1..].to_vec()].concat(), e)
             };
             all.extend(nest(cx, *v, std::slice::from_ref(&t), &vec![Dim::default(); 3], &put)?);

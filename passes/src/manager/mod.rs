@@ -8,6 +8,7 @@ mod table;
 
 use std::collections::HashMap;
 
+use marquetry_ir::DType;
 use marquetry_ir::graph::{self, Module, TypeError};
 use marquetry_ir::program::{self, Program};
 
@@ -58,6 +59,8 @@ pub struct Options {
     pub target: Target,
     /// Sizes to specialise for, by symbol name.
     pub sizes: HashMap<String, bind::Narrow>,
+    /// Element type that keys and values get, if any.
+    pub cache_type: Option<DType>,
     /// No more rewrites than this, to find a wrong one.
     pub rewrite_limit: Option<u64>,
     /// Interpret the IR before and after each pass.
@@ -67,7 +70,14 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         let sizes = HashMap::new();
-        Options { numerics: Numerics::Fast, target: Target::CPU, sizes, rewrite_limit: None, check: None }
+        Options {
+            numerics: Numerics::Fast,
+            target: Target::CPU,
+            sizes,
+            cache_type: None,
+            rewrite_limit: None,
+            check: None,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use marquetry_ir::program::Program;
 use super::pipeline::{OptionDecl, OptionKind, Step};
 use super::{Ir, Options, PassError, Reports, Rewrites};
 use crate::eqsat::{self, Exact};
-use crate::{bind, canon, fuse, lower, outline, plan, schedule};
+use crate::{bind, cache, canon, fuse, lower, outline, plan, schedule};
 
 /// What a pass is given beside the IR.
 pub struct Cx<'a> {
@@ -77,6 +77,18 @@ pub static PASSES: &[Pass] = &[
             let mut sizes = cx.options.sizes.clone();
             sizes.extend(cx.step.sizes("sizes").iter().cloned());
             graph(ir, cx, |m| bind::specialize(m, &sizes))
+        },
+    },
+    Pass {
+        name: "cache",
+        stage: "cache",
+        doc: "keys and values are held in the element type asked for, if any",
+        after: "if so, every cache has that element type",
+        numbers: Exact::Bitwise,
+        options: &[],
+        run: |ir, cx| {
+            let dtype = cx.options.cache_type;
+            graph(ir, cx, |m| dtype.map_or_else(|| Ok(m.clone()), |d| cache::hold(m, d)))
         },
     },
     Pass {

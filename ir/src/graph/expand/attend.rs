@@ -89,7 +89,7 @@ pub fn attend_spelled(b: &mut Builder<'_>, x: &[Value], a: &[Attr], how: &Spelli
     let ctx = b.shape(*pages)[1].clone() * page.into();
     // Axes of heads: key heads and those that share one, or query heads.
     let heads: Vec<Dim> = if how.repeated { vec![hq.into()] } else { vec![kv.heads.into(), group.into()] };
-    let gathered = gathered(b, *state, *seq, *pages, page)?;
+    let gathered = gathered(b, (*state, kv.dtype), *seq, *pages, page)?;
     let mut arranged = [*q, *q];
     for (g, rows) in arranged.iter_mut().zip(gathered) {
         let with = |group: i64| vec![n.clone(), ctx.clone(), kv.heads.into(), group.into(), kv.dim.into()];
@@ -187,7 +187,13 @@ fn whole(b: &mut Builder<'_>, v: i64) -> Built {
 }
 
 /// Keys and values of the positions of each token's sequence: `[n, positions, heads, dim]`.
-fn gathered(b: &mut Builder<'_>, state: Value, seq: Value, pages: Value, page: i64) -> Result<[Value; 2], TypeError> {
+fn gathered(
+    b: &mut Builder<'_>,
+    (state, dtype): (Value, DType),
+    seq: Value,
+    pages: Value,
+    page: i64,
+) -> Result<[Value; 2], TypeError> {
     let table = b.shape(pages);
     let (s, m) = (table[0].clone(), table[1].clone());
     let first = b.reshape(pages, vec![s.clone(), m.clone(), 1.into()])?;
@@ -201,6 +207,9 @@ fn gathered(b: &mut Builder<'_>, state: Value, seq: Value, pages: Value, page: i
     for (which, rows) in both.iter_mut().enumerate() {
         let all = b.emit(Op::KvRead, &[state], vec![Attr::Int(which as i64)])?;
         *rows = b.bin(Op::Gather, all, slots)?;
+        if dtype != DType::F32 {
+            *rows = b.emit(Op::Cast, &[*rows], vec![Attr::DType(DType::F32)])?;
+        }
     }
     Ok(both)
 }
