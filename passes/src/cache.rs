@@ -3,6 +3,9 @@
 use marquetry_ir::DType;
 use marquetry_ir::graph::{Attr, Builder, Inst, Module, Op, Ty, TypeError, Value, rebuild};
 
+/// Names of the element types that a cache can have.
+pub const TYPES: &[&str] = &["f32", "f16", "bf16"];
+
 /// Holds keys and values in `dtype`. What is appended is rounded to it; attention computes in f32 all the same.
 ///
 /// # Errors

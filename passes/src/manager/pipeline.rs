@@ -24,6 +24,8 @@ pub enum OptionKind {
     Flag,
     /// Names separated by `;`: those that take part, or with `-` before each those that do not. The function lists them.
     Names(fn() -> Vec<&'static str>),
+    /// One of these names.
+    Choice(&'static [&'static str]),
     /// Sizes separated by `;`: `n:1` fixes a symbol, `n:1..=8` narrows it.
     Sizes,
 }
@@ -61,6 +63,7 @@ enum Value {
     Count(usize),
     Flag(bool),
     Names(Names),
+    Choice(String),
     Sizes(Vec<(String, Narrow)>),
 }
 
@@ -98,6 +101,11 @@ impl Step {
     /// A choice of names.
     pub fn names(&self, name: &str) -> Names {
         if let Some(Value::Names(n)) = self.value(name) { n.clone() } else { Names::default() }
+    }
+
+    /// One of several names; empty if none was chosen.
+    pub fn choice(&self, name: &str) -> &str {
+        if let Some(Value::Choice(c)) = self.value(name) { c } else { "" }
     }
 
     /// Sizes of symbols.
@@ -260,6 +268,10 @@ fn value(kind: OptionKind, text: &str) -> Result<Value, String> {
             }
             Ok(Value::Names(names))
         }
+        OptionKind::Choice(known) => match known.contains(&text) || text.is_empty() {
+            true => Ok(Value::Choice(text.into())),
+            false => Err(format!("no `{text}`{}", suggest(text, known.to_vec()))),
+        },
         OptionKind::Sizes => items().map(size).collect::<Result<_, _>>().map(Value::Sizes),
     }
 }

@@ -85,9 +85,9 @@ pub static PASSES: &[Pass] = &[
         doc: "keys and values are held in the element type asked for, if any",
         after: "if so, every cache has that element type",
         numbers: Exact::Bitwise,
-        options: &[],
+        options: &[option("type", OptionKind::Choice(cache::TYPES), "", "element type, instead of the one asked for")],
         run: |ir, cx| {
-            let dtype = cx.options.cache_type;
+            let dtype = cx.step.choice("type").parse().ok().or(cx.options.cache_type);
             graph(ir, cx, |m| dtype.map_or_else(|| Ok(m.clone()), |d| cache::hold(m, d)))
         },
     },
@@ -218,6 +218,7 @@ pub fn documentation() -> String {
             OptionKind::Count => "positive integer",
             OptionKind::Flag => "`true`, `false`",
             OptionKind::Names(_) => "names",
+            OptionKind::Choice(_) => "a name",
             OptionKind::Sizes => "`n:1`, `n:1..=8`",
         };
         let default = if o.default.is_empty() { "none".into() } else { format!("`{}`", o.default) };
