@@ -175,12 +175,26 @@ pub type Key = [u8; 32];
 
 /// The hash of several parts as a [`Key`]; parts are told apart, `["ab"]` and `["a", "b"]` differ.
 pub fn key(parts: &[&[u8]]) -> Key {
-    let mut h = blake3::Hasher::new();
-    for p in parts {
-        h.update(&(p.len() as u64).to_le_bytes());
-        h.update(p);
+    let mut k = KeyOf::default();
+    parts.iter().for_each(|p| k.part(p));
+    k.finish()
+}
+
+/// Makes the [`key`] of parts that come one by one.
+#[derive(Default)]
+pub struct KeyOf(blake3::Hasher);
+
+impl KeyOf {
+    /// Adds a part.
+    pub fn part(&mut self, part: &[u8]) {
+        self.0.update(&(part.len() as u64).to_le_bytes());
+        self.0.update(part);
     }
-    *h.finalize().as_bytes()
+
+    /// The key of the parts so far.
+    pub fn finish(&self) -> Key {
+        *self.0.finalize().as_bytes()
+    }
 }
 
 /// The contents of a cache entry, mapped; aligned to 64 bytes.

@@ -12,6 +12,7 @@ pub mod kv;
 mod memory;
 pub mod micro;
 mod module;
+pub mod packs;
 pub mod pool;
 pub mod sampler;
 

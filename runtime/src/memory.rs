@@ -8,17 +8,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use marquetry_ir::program::State;
 use marquetry_ir::{DType, Dim, Sym};
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 
 use crate::RuntimeError;
 
 /// Alignment of every allocation and of mapped weights, in bytes: one cache line.
 pub const ALIGN: usize = 64;
 
+/// Allocations of this many bytes and more are maps of their own: their pages take memory once they are written, and go back to the
+/// system with them.
+const MAPPED: usize = 1 << 20;
+
 /// Zeroed bytes, aligned to [`ALIGN`].
 pub struct AlignedBytes {
     ptr: NonNull<u8>,
     len: usize,
+    /// Owns the memory, if it is large.
+    map: Option<MmapMut>,
 }
 
 // SAFETY: the allocation is owned and reached only through `&self`/`&mut self`, or through raw pointers whose users answer
@@ -36,9 +42,14 @@ impl AlignedBytes {
     pub fn new(len: usize, what: &str) -> Result<AlignedBytes, RuntimeError> {
         let fail = || RuntimeError::Memory { what: what.into(), bytes: len as u64 };
         let layout = Self::layout(len).ok_or_else(fail)?;
+        if len >= MAPPED {
+            let mut map = MmapMut::map_anon(len).map_err(|_| fail())?;
+            let ptr = NonNull::new(map.as_mut_ptr()).ok_or_else(fail)?;
+            return Ok(AlignedBytes { ptr, len, map: Some(map) });
+        }
         // SAFETY: the layout has a non-zero size.
         let ptr = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(fail)?;
-        Ok(AlignedBytes { ptr, len })
+        Ok(AlignedBytes { ptr, len, map: None })
     }
 
     /// A copy of `bytes`.
@@ -56,7 +67,7 @@ impl AlignedBytes {
 
 impl Drop for AlignedBytes {
     fn drop(&mut self) {
-        if let Some(layout) = Self::layout(self.len) {
+        if let (None, Some(layout)) = (&self.map, Self::layout(self.len)) {
             // SAFETY: allocated with this layout in `new`.
             unsafe { dealloc(self.ptr.as_ptr(), layout) }
         }

@@ -117,6 +117,7 @@ fn report(engine: &Engine, reps: &[Rep], prompt: usize, count: usize) -> Value {
         "decode_tok_s": median(reps.iter().map(decode).collect()),
         "load_s": engine.model().load_s, "pack_s": stats.pack_s, "compile_s": stats.compile_s,
         "cached_programs": stats.cached_programs, "weight_bytes": stats.weight_bytes,
+        "cached_weights": stats.cached_weights,
         "peak_rss_bytes": peak_rss(),
         "reps": each,
     })

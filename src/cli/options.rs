@@ -190,7 +190,7 @@ pub struct EngineArgs {
     /// Element type of cached keys and values [default: f16 with fast numerics, f32 otherwise].
     #[arg(long, value_enum)]
     pub cache_type: Option<CacheTypeArg>,
-    /// Neither read nor write cached programs.
+    /// Neither read nor write cached programs and packed weights.
     #[arg(long)]
     pub no_cache: bool,
     #[command(flatten)]
@@ -278,11 +278,11 @@ pub fn rate(tokens: usize, seconds: f64) -> f64 {
 
 /// Times and counts in JSON.
 pub fn stats_json(engine: &Engine) -> Value {
-    let Stats { pack_s, compile_s, cached_programs, weight_bytes, prefill_tokens, prefill_s, decode_tokens, decode_s } =
-        engine.stats();
+    let Stats { pack_s, compile_s, cached_programs, weight_bytes, cached_weights, .. } = engine.stats();
+    let Stats { prefill_tokens, prefill_s, decode_tokens, decode_s, .. } = engine.stats();
     json!({
         "load_s": engine.model().load_s, "pack_s": pack_s, "compile_s": compile_s, "cached_programs": cached_programs,
-        "weight_bytes": weight_bytes,
+        "weight_bytes": weight_bytes, "cached_weights": cached_weights,
         "prefill_tokens": prefill_tokens, "prefill_tok_s": rate(prefill_tokens, prefill_s),
         "decode_tokens": decode_tokens, "decode_tok_s": rate(decode_tokens, decode_s),
     })

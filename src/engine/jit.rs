@@ -54,7 +54,7 @@ impl Jit {
             pages: options.context.div_ceil(PAGE),
             decode: None,
             prefill: None,
-            weights: PackedWeights::default(),
+            weights: PackedWeights::new(options.cache.clone()),
             states: None,
             arena: Arena::default(),
             pool: Pool::new(options.threads)?,
@@ -82,6 +82,7 @@ impl Jit {
         let weights = self.weights.get(&self.model, &program.weights, self.options.threads)?;
         stats.pack_s += start.elapsed().as_secs_f64();
         stats.weight_bytes = self.weights.bytes();
+        stats.cached_weights = self.weights.cached();
         Ok(Function::new(program, code, weights)?)
     }
 }

@@ -2,6 +2,8 @@
 
 mod interp;
 mod jit;
+mod packs;
+mod pieces;
 mod programs;
 mod weights;
 
@@ -81,9 +83,9 @@ pub struct EngineOptions {
     pub context: usize,
     /// Element type of keys and values in compiled code, a float; by default f32 with strict numerics and f16 with fast ones.
     pub cache_type: Option<DType>,
-    /// Where planned programs are kept; nowhere if absent.
+    /// Where planned programs and packed weights are kept; nowhere if absent.
     pub cache: Option<PathBuf>,
-    /// How passes are watched; while they are, the cache is not used.
+    /// How passes are watched; while they are, programs are not taken from the cache.
     pub watch: Watch,
 }
 
@@ -105,6 +107,8 @@ pub struct Stats {
     pub cached_programs: usize,
     /// Bytes of packed weights.
     pub weight_bytes: usize,
+    /// Weights that were found packed in the cache.
+    pub cached_weights: usize,
     /// Tokens through the prefill function.
     pub prefill_tokens: usize,
     /// Seconds that they took.

@@ -113,7 +113,7 @@ fn key_of(module: &Module, options: &Options) -> Key {
 }
 
 /// Version of the compiler, and length and date of the running program: a rebuilt compiler never reads old programs.
-fn build_identity() -> String {
+pub(super) fn build_identity() -> String {
     let exe = std::env::current_exe().and_then(std::fs::metadata);
     let exe = exe.map(|m| format!("{} {:?}", m.len(), m.modified().ok())).unwrap_or_default();
     format!("{} {exe}", env!("CARGO_PKG_VERSION"))

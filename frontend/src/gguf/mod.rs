@@ -153,6 +153,11 @@ impl Gguf {
         self.typed(key, "an array", Value::as_array)
     }
 
+    /// The files.
+    pub(crate) fn files(&self) -> &[Bytes] {
+        &self.parts
+    }
+
     /// The tensors, in the order of the file.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.header.tensors

@@ -94,6 +94,11 @@ impl Safetensors {
         Ok(out)
     }
 
+    /// The files.
+    pub(crate) fn files(&self) -> &[Bytes] {
+        &self.shards
+    }
+
     /// The tensors, by shard and in the order of their data.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors

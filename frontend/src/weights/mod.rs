@@ -14,6 +14,7 @@
     )
 )]
 
+mod identity;
 mod names;
 mod stored;
 
@@ -127,6 +128,11 @@ impl<'a> TensorView<'a> {
             Some(s) => s.data(bytes, &self.stored_shape),
             None => bytes,
         }
+    }
+
+    /// Does [`TensorView::data`] borrow the bytes as they are?
+    pub fn is_plain(&self) -> bool {
+        self.transform == Transform::None && self.stored.is_none()
     }
 
     fn transformed(&self) -> Cow<'a, [u8]> {
