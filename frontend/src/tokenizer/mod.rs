@@ -192,7 +192,7 @@ impl Tokenizer {
     /// The token whose text in the vocabulary is exactly this.
     pub fn token_id(&self, text: &str) -> Option<u32> {
         match &self.kind {
-            Kind::Gguf(t) => t.vocab.ids.get(text).copied(),
+            Kind::Gguf(t) => t.vocab.texts.id(text),
             Kind::Json(t) => t.id(text),
         }
     }

@@ -3,7 +3,8 @@
 //! Ids are those of llama.cpp, with one exception on purpose: control tokens never arise from merging plain text.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+
+use hashbrown::HashMap;
 
 use super::merge::{Symbol, merge};
 use super::pre::PreTokenizer;
@@ -72,8 +73,8 @@ struct Pieces<'a> {
 
 impl Pieces<'_> {
     fn id(&mut self, text: &str) -> u32 {
-        if let Some(id) = self.vocab.ids.get(text) {
-            return *id;
+        if let Some(id) = self.vocab.texts.id(text) {
+            return id;
         }
         let next = u32::try_from(self.vocab.texts.len() + self.extra.len()).unwrap_or(u32::MAX);
         *self.extra.entry(text.to_owned()).or_insert(next)
@@ -114,8 +115,8 @@ impl Bpe {
         for word in self.pre.split(text) {
             if self.pre.whole_words {
                 let coded: String = word.bytes().map(byte_char).collect();
-                if let Some(id) = vocab.ids.get(coded.as_str()) {
-                    out.push(*id);
+                if let Some(id) = vocab.texts.id(&coded) {
+                    out.push(id);
                     continue;
                 }
             }
@@ -145,7 +146,7 @@ impl GgufTokenizer {
                 }
                 let mut bytes = Box::new([None; 256]);
                 for (byte, id) in (0..=u8::MAX).zip(bytes.iter_mut()) {
-                    *id = vocab.ids.get(format!("<0x{byte:02X}>").as_str()).copied();
+                    *id = vocab.texts.id(&format!("<0x{byte:02X}>"));
                 }
                 (Model::Pieces(bytes), true, true)
             }
@@ -191,7 +192,7 @@ impl GgufTokenizer {
 
     /// The token of a piece of plain text.
     fn plain(&self, text: &str) -> Option<u32> {
-        let id = *self.vocab.ids.get(text)?;
+        let id = self.vocab.texts.id(text)?;
         (!matches!(self.vocab.kind(id), Some(TokenKind::Control | TokenKind::Unknown))).then_some(id)
     }
 

@@ -1,6 +1,10 @@
 //! The vocabulary of a GGUF file, checked, and the search for special tokens in a text.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::BuildHasher;
+
+use hashbrown::DefaultHashBuilder;
+use hashbrown::hash_table::{Entry, HashTable};
 
 use crate::gguf::{Array, Gguf, GgufError, Kind, Value, quoted};
 
@@ -46,15 +50,73 @@ pub(super) const END_OF_GENERATION: [&str; 24] = [
     "<|file_sep|>",
 ];
 
+/// The texts of tokens, one after the other, with a table that finds them.
+#[derive(Debug)]
+pub(super) struct Texts {
+    all: String,
+    /// Where each text ends.
+    ends: Vec<usize>,
+    /// The last token of each text.
+    ids: HashTable<u32>,
+    /// Seeded at random, so that no file can make texts collide.
+    hasher: DefaultHashBuilder,
+}
+
+impl Texts {
+    /// `None` if a text is none.
+    fn new<'a>(len: usize, texts: impl Iterator<Item = Option<&'a str>>) -> Option<Texts> {
+        let hasher = DefaultHashBuilder::default();
+        let mut new = Texts { all: String::new(), ends: Vec::with_capacity(len), ids: HashTable::new(), hasher };
+        for text in texts {
+            new.all.push_str(text?);
+            new.ends.push(new.all.len());
+        }
+        let Texts { all, ends, hasher, .. } = &new;
+        let at = |id: &u32| Texts::at(all, ends, *id).unwrap_or_default();
+        let mut ids = HashTable::with_capacity(ends.len());
+        for id in (0..ends.len()).filter_map(|id| u32::try_from(id).ok()) {
+            let text = at(&id);
+            let same = ids.entry(hasher.hash_one(text), |other| at(other) == text, |other| hasher.hash_one(at(other)));
+            match same {
+                Entry::Occupied(mut e) => *e.get_mut() = id,
+                Entry::Vacant(e) => drop(e.insert(id)),
+            }
+        }
+        new.ids = ids;
+        Some(new)
+    }
+
+    fn at<'a>(all: &'a str, ends: &[usize], id: u32) -> Option<&'a str> {
+        let id = usize::try_from(id).ok()?;
+        let start = if id == 0 { 0 } else { *ends.get(id - 1)? };
+        all.get(start..*ends.get(id)?)
+    }
+
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub fn get(&self, id: u32) -> Option<&str> {
+        Texts::at(&self.all, &self.ends, id)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        (0..self.len()).filter_map(|id| self.get(u32::try_from(id).ok()?))
+    }
+
+    /// The last token of a text.
+    pub fn id(&self, text: &str) -> Option<u32> {
+        self.ids.find(self.hasher.hash_one(text), |id| self.get(*id) == Some(text)).copied()
+    }
+}
+
 /// A checked vocabulary.
 #[derive(Debug)]
 pub(super) struct Vocab {
-    pub texts: Vec<Box<str>>,
+    pub texts: Texts,
     pub kinds: Vec<TokenKind>,
     /// Empty if the file has none.
     pub scores: Vec<f32>,
-    /// The last token of each text.
-    pub ids: HashMap<Box<str>, u32>,
     pub bos: Option<u32>,
     pub eos: Option<u32>,
     pub unknown: Option<u32>,
@@ -97,14 +159,13 @@ impl Vocab {
         }
         let scores = list(file, "tokenizer.ggml.scores", Kind::F32, tokens.len)?;
         let kinds = list(file, "tokenizer.ggml.token_type", Kind::I32, tokens.len)?;
-        let texts = tokens.iter().map(|v| v.as_str().map(Box::from)).collect::<Option<Vec<Box<str>>>>();
+        let texts = Texts::new(tokens.len, tokens.iter().map(|v| v.as_str()));
         let texts = texts.ok_or_else(|| GgufError::Text { key: TOKENS.to_owned(), at: 0 })?;
         let tags: Vec<u64> = match kinds {
             Some(kinds) => kinds.iter().map(|v| v.as_u64().unwrap_or(0)).collect(),
             None => vec![1; texts.len()],
         };
         let mut kinds = Vec::with_capacity(texts.len());
-        let mut ids = HashMap::with_capacity(texts.len());
         for (id, (text, tag)) in texts.iter().zip(tags).enumerate() {
             kinds.push(match tag {
                 2 => TokenKind::Unknown,
@@ -116,7 +177,6 @@ impl Vocab {
                 },
                 _ => TokenKind::Normal,
             });
-            ids.insert(text.clone(), u32::try_from(id).unwrap_or(u32::MAX));
         }
         let scores = match scores {
             Some(scores) => scores.iter().map(float).collect(),
@@ -136,7 +196,7 @@ impl Vocab {
         let (bos, eos) = (special("bos")?, special("eos")?);
         let mut ends: BTreeSet<u32> = [eos, special("eot")?, special("eom")?].into_iter().flatten().collect();
         for text in END_OF_GENERATION {
-            if let Some(&id) = ids.get(text) {
+            if let Some(id) = texts.id(text) {
                 ends.insert(id);
                 // Some files mark them as plain text.
                 if let Some(kind) = usize::try_from(id).ok().and_then(|id| kinds.get_mut(id)) {
@@ -157,13 +217,12 @@ impl Vocab {
             texts,
             kinds,
             scores,
-            ids,
             specials,
         })
     }
 
     pub fn text(&self, id: u32) -> Option<&str> {
-        self.texts.get(usize::try_from(id).ok()?).map(|t| &**t)
+        self.texts.get(id)
     }
 
     pub fn kind(&self, id: u32) -> Option<TokenKind> {
@@ -228,10 +287,10 @@ struct Specials {
 }
 
 impl Specials {
-    fn new(texts: &[Box<str>], kinds: &[TokenKind]) -> Specials {
+    fn new(texts: &Texts, kinds: &[TokenKind]) -> Specials {
         let special = |k: &TokenKind| matches!(k, TokenKind::Control | TokenKind::User | TokenKind::Unknown);
         let mut all: Vec<(u32, &str)> = Vec::new();
-        for ((id, text), kind) in (0u32..).zip(texts).zip(kinds) {
+        for ((id, text), kind) in (0u32..).zip(texts.iter()).zip(kinds) {
             if special(kind) && !text.is_empty() {
                 all.push((id, text));
             }
