@@ -37,6 +37,8 @@ const VERSION: u32 = 1;
 const HEADER: usize = 128;
 /// Bytes of the header that its hash covers.
 const HASHED: usize = 64;
+/// The owner's place in the header.
+const OWNER: Range<usize> = 32..64;
 /// Bytes that a sum takes at a time.
 const WORD: usize = 8;
 /// Bytes of a row of the table.
@@ -61,8 +63,13 @@ impl Packs {
     ///
     /// The condition of [`map_file`] holds for it.
     pub fn open(path: &Path, owner: &Key) -> Option<Packs> {
+        Packs::of_any(path).filter(|p| p.map[OWNER] == *owner)
+    }
+
+    /// As [`Packs::open`], whoever owns it.
+    pub fn of_any(path: &Path) -> Option<Packs> {
         let map = map_file(path).ok()?;
-        let places = table(&map, owner)?;
+        let places = table(&map)?;
         Some(Packs { map, places })
     }
 
@@ -75,6 +82,11 @@ impl Packs {
     /// Number of weights.
     pub fn len(&self) -> usize {
         self.places.len()
+    }
+
+    /// Bytes of the file.
+    pub fn bytes(&self) -> usize {
+        self.map.len()
     }
 
     /// Are there no weights?
@@ -199,11 +211,10 @@ fn lay_out(weights: &[(Key, usize)]) -> io::Result<(Vec<Range<usize>>, usize)> {
 }
 
 /// The checked table of a file.
-fn table(file: &[u8], owner: &Key) -> Option<HashMap<Key, Place>> {
+fn table(file: &[u8]) -> Option<HashMap<Key, Place>> {
     let head = file.first_chunk::<HEADER>()?;
     let word = |at: usize| Some(u32::from_le_bytes(*head.get(at..)?.first_chunk()?));
-    let known =
-        head.starts_with(&MAGIC) && word(8)? == VERSION && long(head, 16)? == file.len() && head[32..64] == *owner;
+    let known = head.starts_with(&MAGIC) && word(8)? == VERSION && long(head, 16)? == file.len();
     if !known || head[24..32] != [0; 8] || head[96..] != [0; 32] {
         return None;
     }

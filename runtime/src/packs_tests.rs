@@ -2,7 +2,7 @@ use std::fs;
 
 use super::*;
 
-const OWNER: Key = [7; 32];
+const ME: Key = [7; 32];
 
 fn weights() -> Vec<(Key, Vec<u8>)> {
     let bytes = |i: usize, n: usize| (0..n).map(|j| (i * 131 + j * 7) as u8).collect();
@@ -20,17 +20,17 @@ fn write(path: &Path, all: &[(Key, Vec<u8>)]) -> Result<(), RuntimeError> {
         }
         Ok(())
     };
-    Packs::write(path, &OWNER, &places, &fill, &|| Ok(()))
+    Packs::write(path, &ME, &places, &fill, &|| Ok(()))
 }
 
 #[test]
 fn weights_come_back_aligned() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.pack");
-    assert!(Packs::open(&path, &OWNER).is_none());
+    assert!(Packs::open(&path, &ME).is_none());
     let all = weights();
     write(&path, &all).unwrap();
-    let packs = Packs::open(&path, &OWNER).unwrap();
+    let packs = Packs::open(&path, &ME).unwrap();
     assert_eq!((packs.len(), packs.is_empty(), packs.damaged()), (all.len(), false, 0));
     for (key, bytes) in &all {
         let data = packs.get(key).unwrap();
@@ -40,7 +40,7 @@ fn weights_come_back_aligned() {
     assert!(packs.get(&[9; 32]).is_none());
     assert!(Packs::open(&path, &[8; 32]).is_none());
     write(&path, &[]).unwrap();
-    assert!(Packs::open(&path, &OWNER).unwrap().is_empty());
+    assert!(Packs::open(&path, &ME).unwrap().is_empty());
     // What is mapped outlives its file.
     assert_eq!(packs.damaged(), 0);
 }
@@ -51,12 +51,12 @@ fn a_file_is_left_only_when_all_went_well() {
     let path = dir.path().join("a.pack");
     let no = || io::Error::other("no");
     let one = [([1; 32], 64)];
-    assert!(Packs::write(&path, &OWNER, &one, &|_| Err(no()), &|| Ok(())).is_err());
-    assert!(Packs::write(&path, &OWNER, &one, &|_| Ok(()), &|| Err(no())).is_err());
+    assert!(Packs::write(&path, &ME, &one, &|_| Err(no()), &|| Ok(())).is_err());
+    assert!(Packs::write(&path, &ME, &one, &|_| Ok(()), &|| Err(no())).is_err());
     for (weight, at, len) in [(1, 0, 8), (0, 8, 64), (0, 4, 8), (0, usize::MAX - 7, 16)] {
-        assert!(Packs::write(&path, &OWNER, &one, &|s| s.put(weight, at, &vec![1; len]), &|| Ok(())).is_err());
+        assert!(Packs::write(&path, &ME, &one, &|s| s.put(weight, at, &vec![1; len]), &|| Ok(())).is_err());
     }
-    assert!(Packs::write(&path, &OWNER, &[([1; 32], usize::MAX - 7)], &|_| Ok(()), &|| Ok(())).is_err());
+    assert!(Packs::write(&path, &ME, &[([1; 32], usize::MAX - 7)], &|_| Ok(()), &|| Ok(())).is_err());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
@@ -70,7 +70,7 @@ fn damage_is_seen() {
     let data = HEADER + all.len() * ROW;
     let opens = |bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
-        Packs::open(&path, &OWNER)
+        Packs::open(&path, &ME)
     };
     for len in (0..data).chain([data, data + 1, good.len() / 2, good.len() - 1]) {
         assert!(opens(&good[..len]).is_none(), "{len} bytes");
@@ -104,7 +104,7 @@ fn places_are_checked_whoever_wrote_them() {
         let hash = hash_of(&file[..HASHED], &file[HEADER..end]);
         file[HASHED..HASHED + 32].copy_from_slice(&hash);
         fs::write(&path, file).unwrap();
-        Packs::open(&path, &OWNER).is_some()
+        Packs::open(&path, &ME).is_some()
     };
     let set = |at: usize, v: u64| move |f: &mut [u8]| f[at..at + 8].copy_from_slice(&v.to_le_bytes());
     assert!(with(&|_| ()));
@@ -132,7 +132,7 @@ fn two_writers_do_not_disturb_each_other() {
             s.spawn(|| {
                 for _ in 0..8 {
                     write(&path, &all).unwrap();
-                    let packs = Packs::open(&path, &OWNER).unwrap();
+                    let packs = Packs::open(&path, &ME).unwrap();
                     assert_eq!((packs.len(), packs.damaged()), (all.len(), 0));
                 }
             });

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use marquetry::Error;
 use marquetry::codegen::{Backend, Options, compile};
-use marquetry::engine::{EngineOptions, cpu_features};
+use marquetry::engine::{EngineOptions, VerifiedPacks, cpu_features, verify_packs};
 use marquetry::frontend::models::{ARCHITECTURES, Architecture};
 use marquetry::ir::Syms;
 use marquetry::model::cache_dir;
@@ -22,6 +22,9 @@ pub struct ModelsArgs {
 
 #[derive(Debug, clap::Args)]
 pub struct DoctorArgs {
+    /// Read all packed weights of the cache, and remove files that are damaged.
+    #[arg(long)]
+    verify_cache: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -55,7 +58,7 @@ pub fn doctor(args: &DoctorArgs, ui: &Ui) -> Result<(), Error> {
     };
     let cache = cache_dir();
     let writable = cache.as_ref().is_some_and(|d| fs::create_dir_all(d).is_ok());
-    let rows: Vec<(&str, Value)> = vec![
+    let mut rows: Vec<(&str, Value)> = vec![
         ("version", json!(env!("CARGO_PKG_VERSION"))),
         ("system", json!(format!("{} {}", std::env::consts::OS, std::env::consts::ARCH))),
         ("cpu_features", json!(cpu_features().join(" "))),
@@ -65,10 +68,16 @@ pub fn doctor(args: &DoctorArgs, ui: &Ui) -> Result<(), Error> {
         ("memory_free_bytes", json!(proc_bytes("/proc/meminfo", "MemAvailable:"))),
         ("cranelift", json!(works(Backend::Cranelift))),
         ("llvm", json!(works(Backend::Llvm))),
-        ("cache", json!(cache.map(|d| d.display().to_string()))),
+        ("cache", json!(cache.as_ref().map(|d| d.display().to_string()))),
         ("cache_writable", json!(writable)),
         ("pip", json!(version_of("python3", &["-m", "pip", "--version"]))),
     ];
+    if let (true, Some(dir)) = (args.verify_cache, &cache) {
+        let VerifiedPacks { good, bytes, removed } = verify_packs(dir);
+        rows.push(("packs_good", json!(good)));
+        rows.push(("packs_bytes", json!(bytes)));
+        rows.push(("packs_removed", json!(removed)));
+    }
     if args.json {
         let map: serde_json::Map<String, Value> = rows.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
         return ui.json(&Value::Object(map));

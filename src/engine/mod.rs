@@ -23,6 +23,7 @@ use crate::model::{CHUNK, LoadedModel, PAGE};
 use crate::watch::Watch;
 
 pub(crate) use jit::generate;
+pub use packs::{VerifiedPacks, verify_packs};
 pub use programs::{Bucket, bucket_options, cpu_features};
 
 /// Bytes of logits that one step makes at most when every token's are wanted.

@@ -24,6 +24,8 @@ use crate::model::LoadedModel;
 
 /// Bytes that all files together may have. The newest stays whatever its length.
 const MAX_BYTES: u64 = 16 << 30;
+/// Where the files are, in the cache directory.
+const DIRECTORY: &str = "packs";
 /// What the names of files end in.
 const EXTENSION: &str = "pack";
 
@@ -39,14 +41,14 @@ pub(super) struct Store {
 impl Store {
     /// Opens the files of a model. `None` where the model is not in files, or the directory can not be made.
     pub fn open(cache: &Path, model: &LoadedModel) -> Option<Store> {
-        let dir = cache.join("packs");
+        let dir = cache.join(DIRECTORY);
         std::fs::create_dir_all(&dir).ok()?;
         // What can not be removed is no harm here.
         let _ = remove_stale(&dir);
         let build = files::key(&[build_identity().as_bytes()]);
         let mut store = Store { dir, model: identity(model).ok()?, build, open: vec![] };
         for (path, _) in
-            store.files().filter(|(_, name)| name.model == short(&store.model) && name.build == short(&store.build))
+            files(&store.dir).filter(|(_, name)| name.model == short(&store.model) && name.build == short(&store.build))
         {
             match Packs::open(&path, &store.owner()) {
                 Some(packs) => {
@@ -97,17 +99,12 @@ impl Store {
         files::key(&[&self.model, &self.build])
     }
 
-    /// The files of the directory that have such names.
-    fn files(&self) -> impl Iterator<Item = (PathBuf, Name)> + use<> {
-        let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        entries.filter_map(|e| Some((e.path(), Name::parse(&e.file_name().into_string().ok()?)?)))
-    }
-
     /// Removes what other builds made of the same set, but for the one that was used last, and then what was not used for longest
     /// until the rest fits; never `newest`.
     fn trim(&self, newest: &Path, set: &str) {
         let used = |path: &Path| path.metadata().and_then(|m| Ok((m.modified()?, m.len()))).ok();
-        let mut all: Vec<_> = self.files().filter_map(|(path, name)| used(&path).map(|u| (u, path, name))).collect();
+        let mut all: Vec<_> =
+            files(&self.dir).filter_map(|(path, name)| used(&path).map(|u| (u, path, name))).collect();
         all.retain(|(_, path, _)| path != newest);
         all.sort();
         let older = all.iter().filter(|(_, _, n)| n.model == short(&self.model) && n.set == set);
@@ -124,6 +121,38 @@ impl Store {
         // One that is mapped elsewhere lives on there.
         gone.iter().for_each(|path| drop(std::fs::remove_file(path)));
     }
+}
+
+/// What [`verify_packs`] found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VerifiedPacks {
+    /// Files that are as they were written.
+    pub good: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Files that are not, and were removed.
+    pub removed: usize,
+}
+
+/// Reads all packed weights of a cache directory, and removes files that are not what was written.
+pub fn verify_packs(cache: &Path) -> VerifiedPacks {
+    let mut found = VerifiedPacks::default();
+    for (path, _) in files(&cache.join(DIRECTORY)) {
+        match Packs::of_any(&path).filter(|p| p.damaged() == 0) {
+            Some(packs) => {
+                found.good += 1;
+                found.bytes += packs.bytes() as u64;
+            }
+            None => found.removed += usize::from(std::fs::remove_file(&path).is_ok()),
+        }
+    }
+    found
+}
+
+/// The files of a directory that have names of files of weights.
+fn files(dir: &Path) -> impl Iterator<Item = (PathBuf, Name)> + use<> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|e| Some((e.path(), Name::parse(&e.file_name().into_string().ok()?)?)))
 }
 
 /// The parts of a file's name.
@@ -157,4 +186,50 @@ fn identity(model: &LoadedModel) -> io::Result<Key> {
 fn touch(path: &Path) {
     // A directory that can only be read is used all the same.
     let _ = std::fs::File::open(path).and_then(|f| f.set_modified(SystemTime::now()));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn other_builds_and_what_is_not_used_make_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store { dir: dir.path().into(), model: [1; 32], build: [2; 32], open: vec![] };
+        let (model, set, build) = (short(&[1; 32]), short(&[3; 32]), short(&[2; 32]));
+        let mine = format!("{model}-{set}-{build}.pack");
+        let file = |name: &str, used: u64, len: u64| {
+            let file = File::create(dir.path().join(name)).unwrap();
+            file.set_len(len).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(used)).unwrap();
+        };
+        let old = [1, 2, 3].map(|i| format!("{model}-{set}-{i}.pack"));
+        let other = format!("{model}-other-1.pack");
+        let large = ["a-b-c.pack", "a-b-d.pack"];
+        file("else.bin", 0, 1 << 40);
+        file(&other, 5, 10);
+        old.iter().zip([7, 9, 8]).for_each(|(name, used)| file(name, used, 10));
+        file(large[0], 1, MAX_BYTES / 2);
+        file(large[1], 2, MAX_BYTES / 2);
+        file(&mine, 3, 10);
+        store.trim(&dir.path().join(&mine), &set);
+        let there = |name: &str| dir.path().join(name).exists();
+        assert_eq!([&old[0], &old[1], &old[2], &other, &mine].map(|n| there(n)), [false, true, false, true, true]);
+        assert_eq!([there(large[0]), there(large[1]), there("else.bin")], [false, true, true]);
+        // One that is too large by itself stays alone.
+        file(&mine, 0, MAX_BYTES + 1);
+        store.trim(&dir.path().join(&mine), &set);
+        assert_eq!([&old[1], &other, large[1], &mine].map(there), [false, false, false, true]);
+    }
+
+    #[test]
+    fn names_have_three_parts() {
+        for bad in ["a-b.pack", "a-b-c-d.pack", "a-b-c", "a-b-c.pack.partial-1-2", "pack"] {
+            assert!(Name::parse(bad).is_none(), "{bad}");
+        }
+        assert!(Name::parse("a-b-c.pack").is_some());
+    }
 }
