@@ -52,6 +52,18 @@ impl AlignedBytes {
         Ok(AlignedBytes { ptr, len, map: None })
     }
 
+    /// As [`AlignedBytes::new`], for bytes that are all going to be written and then read often: in huge pages where the system has
+    /// them for who asks.
+    pub fn dense(len: usize, what: &str) -> Result<AlignedBytes, RuntimeError> {
+        let bytes = AlignedBytes::new(len, what)?;
+        #[cfg(target_os = "linux")]
+        if let Some(map) = &bytes.map {
+            // Small pages hold the same.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        Ok(bytes)
+    }
+
     /// A copy of `bytes`.
     pub fn copy(bytes: &[u8], what: &str) -> Result<AlignedBytes, RuntimeError> {
         let mut a = AlignedBytes::new(bytes.len(), what)?;

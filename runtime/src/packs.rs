@@ -70,6 +70,9 @@ impl Packs {
     pub fn of_any(path: &Path) -> Option<Packs> {
         let map = map_file(path).ok()?;
         let places = table(&map)?;
+        #[cfg(target_os = "linux")]
+        // Weights are read whole; systems that keep files in small pages pass this over.
+        let _ = map.advise(memmap2::Advice::HugePage);
         Some(Packs { map, places })
     }
 

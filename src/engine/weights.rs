@@ -101,7 +101,7 @@ impl PackedWeights {
     fn pack(&mut self, model: &LoadedModel, wanted: &[Weight], threads: usize) -> Result<(), Error> {
         let missing = self.missing(wanted);
         let room =
-            |w: &&Weight| Ok(Mutex::new(AlignedBytes::new(packed_len(w).map_err(|e| wrong(w, e))?, "a weight")?));
+            |w: &&Weight| Ok(Mutex::new(AlignedBytes::dense(packed_len(w).map_err(|e| wrong(w, e))?, "a weight")?));
         let room = missing.iter().map(room).collect::<Result<Vec<_>, Error>>()?;
         let put = |weight: usize, at: usize, bytes: &[u8]| {
             let mut all = room[weight].lock().unwrap_or_else(PoisonError::into_inner);
