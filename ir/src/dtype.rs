@@ -184,16 +184,19 @@ impl GgufType {
 
 /// A layout that quantized kernels read: groups along k, blocks of 8 output rows interleaved by 4-byte words ("r8k4").
 ///
-/// Logical matrix `[n, k]`, `n` padded to a multiple of 8 with zero rows. For row block `b`, group `g` of 32 k and word `p`
-/// the data plane holds 8 consecutive 32-bit words, one per row:
+/// Logical matrix `[n, k]`, `n` padded to a multiple of 8 with zero rows. For row block `b`, group `g` of 32 k and word `p` in
+/// `0..bits` the data plane holds 8 consecutive 32-bit words, one per row. Bits are dealt to words by the binary digits of their
+/// number, the largest first, each digit a [`Part`]: 5 bits are 4 words with the low 4 bits of all elements and 1 word with bit 4.
 /// * 4 bits: word `p` in 0..4, byte `j`: low nibble `q[4p + j]`, high nibble `q[16 + 4p + j]`;
+/// * 5 bits: as 4 bits, and byte `j` of word 4 has bit 4 of `q[4i + j]` at bit `i`;
+/// * 6 bits: as 4 bits, and byte `j` of word `4 + p` in 4..6 has bits 4 and 5 of `q[8i + 4p + j]` at bits `2i` and `2i + 1`;
 /// * 8 bits: word `p` in 0..8, byte `j`: `q[4p + j]`.
 ///
 /// `q` is unsigned. The value is `scale * (q - zero)`, or `scale * q + min` when there is a minimum plane.
 /// The scale plane (and the minimum plane) is `[n / 8, k / group, 8]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Packed {
-    /// Bits per element: 4 or 8.
+    /// Bits per element: 1 to 8.
     pub bits: u8,
     /// Elements that share a scale: 16 or 32.
     pub group: u16,
@@ -216,13 +219,18 @@ impl Packed {
         match t {
             GgufType::Q4_0 => p(4, 32, DType::F16, 8, false, 15),
             GgufType::Q4_1 => p(4, 32, DType::F16, 0, true, 15),
-            GgufType::Q5_0 => p(8, 32, DType::F16, 16, false, 31),
-            GgufType::Q5_1 => p(8, 32, DType::F16, 0, true, 31),
+            GgufType::Q5_0 => p(5, 32, DType::F16, 16, false, 31),
+            GgufType::Q5_1 => p(5, 32, DType::F16, 0, true, 31),
             GgufType::Q8_0 => p(8, 32, DType::F16, 128, false, 255),
             GgufType::Q4K => p(4, 32, DType::F32, 0, true, 15),
-            GgufType::Q5K => p(8, 32, DType::F32, 0, true, 31),
-            GgufType::Q6K => p(8, 16, DType::F32, 32, false, 63),
+            GgufType::Q5K => p(5, 32, DType::F32, 0, true, 31),
+            GgufType::Q6K => p(6, 16, DType::F32, 32, false, 63),
         }
+    }
+
+    /// How the bits of an element are spread over data words, the lowest bits first.
+    pub fn parts(self) -> impl Iterator<Item = Part> {
+        [8, 4, 2, 1].into_iter().filter_map(move |width| Part::of(self.bits, width))
     }
 
     /// Bytes of the data plane, of one scale plane, and of the minimum plane, for an `[n, k]` matrix.
@@ -231,6 +239,39 @@ impl Packed {
         let data = n * k * self.bits as usize / 8;
         let scale = n * (k / self.group as usize) * self.scale.size();
         [data, scale, if self.min { scale } else { 0 }]
+    }
+}
+
+/// Bits `from .. from + width` of all elements of a group, in `width` data words of which the first is word `from`.
+///
+/// Four neighbouring elements, a *quad*, have their bits in the four bytes of one word, `8 / width` quads share a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The lowest bit, and the first word.
+    pub from: u8,
+    /// Bits of an element, and words: 8, 4, 2 or 1.
+    pub width: u8,
+}
+
+impl Part {
+    /// The part of width 8, 4, 2 or 1 of elements of so many bits, if they have one.
+    pub const fn of(bits: u8, width: u8) -> Option<Part> {
+        if bits & width == 0 { None } else { Some(Part { from: bits & !(2 * width - 1), width }) }
+    }
+
+    /// The data word that has elements `4 * quad ..` of 32.
+    pub const fn word(self, quad: usize) -> usize {
+        self.from as usize + quad % self.width as usize
+    }
+
+    /// The bit of each byte of that word where theirs begin.
+    pub const fn bit(self, quad: usize) -> usize {
+        self.width as usize * (quad / self.width as usize)
+    }
+
+    /// `width` ones.
+    pub const fn ones(self) -> u8 {
+        u8::MAX >> (8 - self.width)
     }
 }
 
@@ -308,7 +349,7 @@ fn parse_packed(s: &str) -> Option<Packed> {
         None => (zero, false),
     };
     Some(Packed {
-        bits: bits.parse().ok().filter(|b| [4, 8].contains(b))?,
+        bits: bits.parse().ok().filter(|b| (1..=8).contains(b))?,
         group: group.parse().ok().filter(|g| [16, 32].contains(g))?,
         scale: scale.parse().ok()?,
         zero: zero.parse().ok()?,

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 
 use crate::program::Weight;
 use crate::quant::{self, decode_block};
-use crate::{DType, Elem, GgufType, Packed, plane_offsets};
+use crate::{DType, Elem, GgufType, Packed, Part, plane_offsets};
 
 /// Rows of a block of the packed layouts.
 const LANES: usize = 8;
@@ -140,8 +140,8 @@ pub fn pack(
             let (data, rest) = out.split_at_mut(at[1]);
             let (scale, min) = rest.split_at_mut(at[2] - at[1]);
             match p.scale {
-                DType::F16 => blocks::<2>(t, &rows, k, [data, scale, min], |v| f16::from_f32(v).to_le_bytes()),
-                _ => blocks::<4>(t, &rows, k, [data, scale, min], f32::to_le_bytes),
+                DType::F16 => by_bits(t, &rows, k, [data, scale, min], |v| f16::from_f32(v).to_le_bytes()),
+                _ => by_bits(t, &rows, k, [data, scale, min], f32::to_le_bytes),
             }
             Ok(())
         }
@@ -230,11 +230,47 @@ fn rows8<const S: usize>(rows: &[&[u8]], k: usize, out: &mut [u8]) {
     }
 }
 
+/// The data words of 32 integers of `B` bits.
+#[inline(always)]
+fn words<const B: usize>(q: &[u8; SPAN]) -> [u32; B] {
+    let mut words = [0; B];
+    part::<B, 8>(q, &mut words);
+    part::<B, 4>(q, &mut words);
+    part::<B, 2>(q, &mut words);
+    part::<B, 1>(q, &mut words);
+    words
+}
+
+/// Their part of width `W`, if there is one.
+#[inline(always)]
+fn part<const B: usize, const W: u8>(q: &[u8; SPAN], words: &mut [u32; B]) {
+    let Some(part) = (const { Part::of(B as u8, W) }) else { return };
+    let ones = u32::from(part.ones()) * 0x0101_0101;
+    for (quad, bytes) in q.as_chunks::<4>().0.iter().enumerate() {
+        let bits = u32::from_le_bytes(*bytes) >> part.from & ones;
+        words[part.word(quad)] |= bits << part.bit(quad);
+    }
+}
+
 /// The data, scale and minimum planes of rows of GGUF blocks; a scale has `S` bytes.
-fn blocks<const S: usize>(t: GgufType, rows: &[&[u8]], k: usize, planes: [&mut [u8]; 3], scale: fn(f32) -> [u8; S]) {
+fn by_bits<const S: usize>(t: GgufType, rows: &[&[u8]], k: usize, planes: [&mut [u8]; 3], scale: fn(f32) -> [u8; S]) {
+    match Packed::for_gguf(t).bits {
+        4 => blocks::<S, 4>(t, rows, k, planes, scale),
+        5 => blocks::<S, 5>(t, rows, k, planes, scale),
+        6 => blocks::<S, 6>(t, rows, k, planes, scale),
+        _ => blocks::<S, 8>(t, rows, k, planes, scale),
+    }
+}
+
+fn blocks<const S: usize, const B: usize>(
+    t: GgufType,
+    rows: &[&[u8]],
+    k: usize,
+    planes: [&mut [u8]; 3],
+    scale: fn(f32) -> [u8; S],
+) {
     let p = Packed::for_gguf(t);
     let group = usize::from(p.group);
-    let words = usize::from(p.bits);
     let (spans, groups) = (t.block_len() / SPAN, t.block_len() / group);
     let [data, scales, mins] = planes;
     let (data, scales, mins) =
@@ -244,19 +280,10 @@ fn blocks<const S: usize>(t: GgufType, rows: &[&[u8]], k: usize, planes: [&mut [
         let (block, lane) = (i / LANES, i % LANES);
         for (j, bytes) in row.chunks_exact(t.block_bytes()).enumerate() {
             decode_block(t, bytes, &mut q, &mut s, &mut m);
-            let q = &q[..t.block_len()];
-            let at = (block * (k / SPAN) + j * spans) * words * LANES + lane;
-            let quads = q.as_chunks::<4>().0;
-            if p.bits == 4 {
-                // A span has eight quads: the low nibbles of four words, then the high ones.
-                let pairs = quads.chunks_exact(8).flat_map(|span| span[..4].iter().zip(&span[4..]));
-                for (to, (low, high)) in data[at..].iter_mut().step_by(LANES).zip(pairs) {
-                    *to = std::array::from_fn(|b| low[b] | high[b] << 4);
-                }
-            } else {
-                for (to, quad) in data[at..].iter_mut().step_by(LANES).zip(quads) {
-                    *to = *quad;
-                }
+            let at = (block * (k / SPAN) + j * spans) * B * LANES + lane;
+            let out = data[at..].chunks_mut(B * LANES);
+            for (out, q) in out.zip(q[..t.block_len()].as_chunks().0) {
+                put(out, &words::<B>(q));
             }
             let at = (block * (k / group) + j * groups) * LANES + lane;
             for (to, v) in scales[at..].iter_mut().step_by(LANES).zip(&s[..groups]) {
@@ -271,12 +298,17 @@ fn blocks<const S: usize>(t: GgufType, rows: &[&[u8]], k: usize, planes: [&mut [
     }
     // Rows that pad the last block: scale (and minimum) are zero already, integers are the zero point.
     let padding = rows.len()..rows.len().next_multiple_of(LANES);
-    let zero = if p.bits == 4 { p.zero | p.zero << 4 } else { p.zero };
+    let zero = words::<B>(&[p.zero; SPAN]);
     for i in padding {
-        let at = i / LANES * (k / SPAN) * words * LANES + i % LANES;
-        for to in data[at..].iter_mut().step_by(LANES).take(k / SPAN * words) {
-            *to = [zero; 4];
-        }
+        let at = i / LANES * (k / SPAN) * B * LANES + i % LANES;
+        data[at..].chunks_mut(B * LANES).take(k / SPAN).for_each(|out| put(out, &zero));
+    }
+}
+
+/// Writes one row's words of a span, from the row's first word on.
+fn put(out: &mut [[u8; 4]], words: &[u32]) {
+    for (to, word) in out.iter_mut().step_by(LANES).zip(words) {
+        *to = word.to_le_bytes();
     }
 }
 
@@ -305,19 +337,16 @@ pub fn unpack(elem: Elem, n: usize, k: usize, bytes: &[u8]) -> Result<Vec<f32>, 
         }
         Elem::Packed(p) => {
             let group = usize::from(p.group);
-            if !k.is_multiple_of(SPAN) || ![4, 8].contains(&p.bits) || ![16, 32].contains(&group) {
+            if !k.is_multiple_of(SPAN) || !(1..=8).contains(&p.bits) || ![16, 32].contains(&group) {
                 return Err(PackError::Ragged { k, of: elem });
             }
             let value = |(i, j): (usize, usize)| {
-                let (block, lane, within) = (i / 8, i % 8, j % SPAN);
-                let word = if p.bits == 4 { within % 16 / 4 } else { within / 4 };
+                let (block, lane, quad) = (i / 8, i % 8, j % SPAN / 4);
                 let span = block * (k / SPAN) + j / SPAN;
-                let byte = bytes[((span * usize::from(p.bits) + word) * 8 + lane) * 4 + j % 4];
-                let q = match (p.bits, within < 16) {
-                    (4, true) => byte & 15,
-                    (4, false) => byte >> 4,
-                    _ => byte,
-                };
+                let q = p.parts().fold(0, |q, part| {
+                    let byte = bytes[((span * usize::from(p.bits) + part.word(quad)) * 8 + lane) * 4 + j % 4];
+                    q | (byte >> part.bit(quad) & part.ones()) << part.from
+                });
                 let g = (block * (k / group) + j / group) * 8 + lane;
                 let scale = number(elem, p.scale, &bytes[at[1]..], g)?;
                 Ok(match p.min {

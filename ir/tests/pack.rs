@@ -1,8 +1,10 @@
 //! Packing keeps every number: `unpack(pack(x)) == dequantize(x)`, bit for bit.
 
 use half::f16;
+use marquetry_ir::loops::interp::{self, BufData};
+use marquetry_ir::loops::{Expr, Kernel, Micro, MicroOp, Scope, Stmt, verify};
 use marquetry_ir::pack::{PackError, pack, unpack};
-use marquetry_ir::{DType, Elem, GgufType, Packed, plane_offsets, quant};
+use marquetry_ir::{DType, Dim, Elem, GgufType, Packed, plane_offsets, quant};
 use proptest::prelude::*;
 
 /// Random blocks whose f16 factors are finite.
@@ -139,6 +141,101 @@ fn layout_is_as_documented() {
     assert_eq!(out[word * 4..][..4], [0, 0xB, 0, 0]);
     assert_eq!(out[512 + ((2 + 1) * 8 + 1) * 2..][..2], f16::from_f32(0.5).to_le_bytes());
     assert_eq!(unpack(elem, n, k, &out).unwrap()[9 * 64 + 37], 1.5);
+}
+
+#[test]
+fn high_bits_are_as_documented() {
+    // One row of eight, one group: 8 rows of `bits` words each. Element 29, quad 7, byte 1.
+    let place = |t: GgufType, q: u8| {
+        let (p, k) = (Packed::for_gguf(t), t.block_len());
+        let mut raw = vec![0u8; t.block_bytes()];
+        match t {
+            GgufType::Q5_0 => {
+                raw[2 + 3] = (q >> 4) << 5;
+                raw[6 + 13] = (q & 15) << 4;
+            }
+            _ => {
+                raw[29] = q & 15;
+                raw[128 + 29] = q >> 4;
+            }
+        }
+        let mut out = vec![0; plane_offsets(Elem::Packed(p), 1, k).1];
+        pack(Elem::Gguf(t), Elem::Packed(p), 0, &[(&raw, 1)], k, &mut out).unwrap();
+        (0..usize::from(p.bits)).map(|w| out[w * 32..][..4].to_vec()).collect::<Vec<_>>()
+    };
+    let [low, zero] = [[0, 0xB0, 0, 0], [0; 4]].map(Vec::from);
+    assert_eq!(place(GgufType::Q5_0, 0x1B), [&zero, &zero, &zero, &low, &vec![0, 0x80, 0, 0]].map(Clone::clone));
+    assert_eq!(place(GgufType::Q6K, 0x2B), [&zero, &zero, &zero, &low, &zero, &vec![0, 0x80, 0, 0]].map(Clone::clone));
+}
+
+/// Loops over packed words read what `unpack` reads, whatever the number of bits.
+#[test]
+fn loops_read_every_number_of_bits() {
+    let mut seed = 9u64;
+    let mut next = || {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (seed >> 40) as u8
+    };
+    for (bits, group, min) in (1..=8u8).flat_map(|b| [(b, 16, false), (b, 32, true)]) {
+        let p = Packed { bits, group, scale: DType::F32, zero: u8::from(!min), min, max: u8::MAX >> (8 - bits) };
+        let elem = Elem::Packed(p);
+        assert_eq!(elem.to_string().parse(), Ok(elem));
+        let (n, k) = (16, 64);
+        let (at, size) = plane_offsets(elem, n, k);
+        let mut bytes: Vec<u8> = (0..size).map(|_| next()).collect();
+        bytes[at[1]..].as_chunks_mut::<4>().0.iter_mut().for_each(|b| *b = (f32::from(b[0] % 8) - 3.0).to_le_bytes());
+        let planes: Vec<BufData> = (at.iter().zip(p.plane_bytes(n, k)).zip([DType::U32, DType::F32, DType::F32]))
+            .map(|((at, len), dtype)| BufData { dtype, bytes: bytes[*at..at + len].to_vec() })
+            .take(if min { 3 } else { 2 })
+            .collect();
+        let numbers = unpack(elem, n, k, &bytes).unwrap();
+        let rows = loops(MicroOp::Unpack(p), &[2, 64, 8], planes.clone(), &[2, 2]);
+        for (i, v) in numbers.iter().enumerate() {
+            let (row, col) = (i / k, i % k);
+            assert_eq!(rows[(row / 8 * k + col) * 8 + row % 8], *v, "{elem} row {row} column {col}");
+        }
+        let q: Vec<i8> = (0..k).map(|_| next() as i8).collect();
+        let mut args = planes;
+        args.push(BufData { dtype: DType::U32, bytes: q.iter().map(|q| *q as u8).collect() });
+        args.push(floats([1.0; 2]));
+        args.push(floats([0, 1, 2, 3].map(|i| q[i * 16..][..16].iter().map(|q| f32::from(*q)).sum())));
+        let products = loops(MicroOp::Dot(p), &[2, 8], args, &[1, 2, 2]);
+        for (row, found) in products.iter().enumerate() {
+            let expected: f32 = numbers[row * k..][..k].iter().zip(&q).map(|(w, q)| w * f32::from(*q)).sum();
+            assert_eq!(*found, expected, "{elem} row {row}: whole numbers have exact sums");
+        }
+    }
+}
+
+fn floats<const N: usize>(v: [f32; N]) -> BufData {
+    BufData { dtype: DType::F32, bytes: v.iter().flat_map(|v| v.to_le_bytes()).collect() }
+}
+
+/// What the loops of a micro-kernel leave in its first argument.
+fn loops(op: MicroOp, out: &[usize], inputs: Vec<BufData>, sizes: &[i64]) -> Vec<f32> {
+    let mut data = vec![BufData::zeros(DType::F32, out.iter().product())];
+    data.extend(inputs);
+    let p = match op {
+        MicroOp::Dot(p) | MicroOp::Unpack(p) => p,
+        _ => unreachable!(),
+    };
+    let side = vec![2, 64 / usize::from(p.group), 8];
+    let mut shapes = vec![out.to_vec(), vec![2, 2, p.bits.into(), 8], side.clone()];
+    shapes.extend(p.min.then_some(side));
+    shapes.extend([vec![1, 16], vec![1, 2], vec![1, 4]]);
+    let mut k = Kernel::new("k");
+    let sizes = sizes.iter().map(|s| Expr::idx(*s)).collect();
+    let mut call = Micro { op, args: vec![], sizes };
+    for (i, (d, shape)) in data.iter().zip(shapes).enumerate() {
+        let scope = if i == 0 { Scope::InOut } else { Scope::In };
+        let index = vec![Expr::idx(0); shape.len()];
+        let dims = shape.into_iter().map(|d| Dim::from(d as i64)).collect();
+        call.args.push((k.buffer(&format!("a{i}"), d.dtype, dims, scope), index));
+    }
+    k.body = vec![Stmt::Micro(call)];
+    assert_eq!(verify::verify(&k, &Default::default()), vec![]);
+    interp::run(&k, &[], &mut data).unwrap();
+    data[0].to_f32()
 }
 
 #[test]

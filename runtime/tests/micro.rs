@@ -121,7 +121,7 @@ fn bits(v: &[f32]) -> Vec<u32> {
 
 fn planes(p: Packed, blocks: usize, groups: usize, noise: &mut Noise) -> Vec<Arg> {
     let words = usize::from(p.bits);
-    let max = if p.bits == 4 { 255 } else { usize::from(p.max) };
+    let max = if p.bits < 8 { 255 } else { usize::from(p.max) };
     let word = || (0..4).fold(0, |w, _| (w << 8) | noise.below(max + 1) as i64);
     let data = integers(DType::U32, blocks * groups * words * 8, word);
     let shape = [blocks, groups * (32 / usize::from(p.group)), 8];

@@ -166,16 +166,30 @@ pub fn scaled(p: Packed, (scale, min): (Expr, Option<Expr>), dot: Expr, x: Expr,
     }
 }
 
-/// Element `j` of 32 in a group of packed words as i32: the words begin at `at`, whose last two indices are word and row.
-fn element(k: &Kernel, p: Packed, data: Buf, at: &[Expr], j: i64) -> Expr {
-    let (word, shift) = match p.bits {
-        4 => (j % 16 / 4, 8 * (j % 4) + 4 * (j / 16)),
-        _ => (j / 4, 8 * (j % 4)),
-    };
-    let mut at = at.to_vec();
-    at[2] = at[2].clone() + word;
-    let q = k.load(data, at) >> shift;
-    (q & if p.bits == 4 { 15 } else { 255 }).bitcast(DType::I32)
+/// Elements `4 * quad ..` of a group of 32 as the bytes of a word, from the data words that `word` gives.
+pub fn quad(p: Packed, quad: i64, word: impl Fn(i64) -> Expr) -> Expr {
+    parts(p, quad, 0x0101_0101, 0, word)
+}
+
+/// Element `j` of a group of 32 as i32, from the data words that `word` gives.
+pub fn element(p: Packed, j: i64, word: impl Fn(i64) -> Expr) -> Expr {
+    parts(p, j / 4, 1, 8 * (j % 4), word).bitcast(DType::I32)
+}
+
+/// The parts of a quad, joined: moved down by `skip` bits, of which those in every byte that `bytes` has a one for.
+fn parts(p: Packed, quad: i64, bytes: i64, skip: i64, word: impl Fn(i64) -> Expr) -> Expr {
+    let all = p.parts().map(|part| {
+        let by = skip + part.bit(quad as usize) as i64 - i64::from(part.from);
+        let w = word(part.word(quad as usize) as i64);
+        let w = match by {
+            0 => w,
+            1.. => w >> by,
+            _ => w << -by,
+        };
+        let mask = (i64::from(part.ones()) << part.from) * bytes;
+        if mask == 0xffff_ffff { w } else { w & mask }
+    });
+    all.reduce(|a, b| a | b).unwrap_or_else(|| Expr::int(0, DType::U32))
 }
 
 /// Replaces every micro-kernel for which `missing` holds by the loops that define it.
@@ -285,7 +299,7 @@ impl Micro {
     fn dot(&self, k: &mut Kernel, p: Packed) -> Vec<Stmt> {
         let [tokens, blocks, groups] = [0, 1, 2].map(|i| self.sizes[i].clone());
         let x = if p.min { 4 } else { 3 };
-        let (words, subs) = (i64::from(p.bits), 32 / i64::from(p.group));
+        let subs = 32 / i64::from(p.group);
         vec![each(k, "t", tokens, |k, t| {
             vec![each(k, "b", blocks.clone(), |k, b| {
                 let row = t.clone() * blocks.clone() + b.clone();
@@ -294,10 +308,8 @@ impl Micro {
                     vec![each(k, "r", Expr::idx(8), |k, r| {
                         let mut dots = vec![Expr::int(0, DType::I32); subs as usize];
                         for at in 0..8 {
-                            let (word, high) = if words == 4 { (at % 4, at / 4) } else { (at, 0) };
-                            let place = [b.clone(), g.clone(), Expr::idx(word), r.clone()];
-                            let w = self.load(k, 1, &place);
-                            let w = if words == 4 { (w >> (4 * high)) & 0x0f0f_0f0f } else { w };
+                            let word = |i| self.load(k, 1, &[b.clone(), g.clone(), Expr::idx(i), r.clone()]);
+                            let w = quad(p, at, word);
                             let q = self.load(k, x, &[t.clone(), g.clone() * 8 + at]);
                             let d = &mut dots[(at * 4 / i64::from(p.group)) as usize];
                             *d = Expr::dot4(d.clone(), w, q, p.max);
@@ -346,12 +358,11 @@ impl Micro {
         let [blocks, groups] = [0, 1].map(|i| self.sizes[i].clone());
         vec![each(k, "b", blocks, |k, b| {
             vec![each(k, "g", groups, |k, g| {
-                let zero = Expr::idx(0);
                 let mut body = vec![];
                 for j in 0..32 {
                     body.push(each(k, "r", Expr::idx(8), |k, r| {
-                        let words = self.at(k, 1, &[b.clone(), g.clone(), zero.clone(), r.clone()]);
-                        let q = element(k, p, self.buf(1), &words, j);
+                        let word = |i| self.load(k, 1, &[b.clone(), g.clone(), Expr::idx(i), r.clone()]);
+                        let q = element(p, j, word);
                         let group = i64::from(p.group);
                         let plane = [b.clone(), g.clone() * (32 / group) + j / group, r.clone()];
                         let s = self.side(k, 2, &plane);

@@ -247,36 +247,30 @@ impl Job {
         tile: &Tile,
     ) -> Lowered<Vec<Stmt>> {
         let k = cx.shape(self.x).pop().and_then(|d| d.as_const()).ok_or("a symbolic inner axis")?;
-        let words = 32 * i64::from(p.bits) / 32;
         let loop_ = cx.each("g", &(k / 32).into(), LoopKind::Serial, |cx, g| {
             let mut body = vec![];
             for b in 0..self.blocks {
                 let block = tile.weights.clone() + b;
-                for word in 0..words {
-                    for part in 0..32 / words {
-                        let (byte, high) = (part % 4, part / 4);
-                        let j = if p.bits == 4 { 16 * high + 4 * word + byte } else { 4 * word + byte };
-                        let sub = j / i64::from(p.group);
-                        let mut xs = vec![];
-                        for t in 0..tokens {
-                            xs.push(cx.read(self.x, &Self::input(tile, t, g.clone() * 32 + j))?);
-                        }
-                        body.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| {
-                            let at = vec![block.clone(), g.clone(), Expr::idx(word), r.clone()];
-                            let q = cx.k.load(data, at) >> (8 * byte + 4 * high);
-                            let q = (q & if p.bits == 4 { 15 } else { 255 }).bitcast(DType::I32);
-                            let plane = vec![block.clone(), g.clone() * (32 / i64::from(p.group)) + sub, r.clone()];
-                            let s = cx.k.load(scale, plane.clone()).cast(DType::F32);
-                            let value = match min {
-                                Some(m) => s * q.cast(DType::F32) + cx.k.load(m, plane).cast(DType::F32),
-                                None => s * (q - i64::from(p.zero)).cast(DType::F32),
-                            };
-                            let sums = xs.iter().enumerate();
-                            Ok(sums
-                                .map(|(t, x)| self.add(cx, tile, t as i64, b, r.clone(), x.clone(), value.clone()))
-                                .collect())
-                        })?);
+                for j in 0..32 {
+                    let sub = j / i64::from(p.group);
+                    let mut xs = vec![];
+                    for t in 0..tokens {
+                        xs.push(cx.read(self.x, &Self::input(tile, t, g.clone() * 32 + j))?);
                     }
+                    body.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| {
+                        let at = |i| vec![block.clone(), g.clone(), Expr::idx(i), r.clone()];
+                        let q = micro::element(p, j, |i| cx.k.load(data, at(i)));
+                        let plane = vec![block.clone(), g.clone() * (32 / i64::from(p.group)) + sub, r.clone()];
+                        let s = cx.k.load(scale, plane.clone()).cast(DType::F32);
+                        let value = match min {
+                            Some(m) => s * q.cast(DType::F32) + cx.k.load(m, plane).cast(DType::F32),
+                            None => s * (q - i64::from(p.zero)).cast(DType::F32),
+                        };
+                        let sums = xs.iter().enumerate();
+                        Ok(sums
+                            .map(|(t, x)| self.add(cx, tile, t as i64, b, r.clone(), x.clone(), value.clone()))
+                            .collect())
+                    })?);
                 }
             }
             Ok(body)
@@ -294,7 +288,7 @@ impl Job {
         tile: &Tile,
     ) -> Lowered<Vec<Stmt>> {
         let k = cx.shape(self.x).pop().and_then(|d| d.as_const()).ok_or("a symbolic inner axis")?;
-        let (words, subs) = (i64::from(p.bits), 32 / i64::from(p.group));
+        let subs = 32 / i64::from(p.group);
         let dot = cx.local("dot", DType::I32, &[tokens * self.blocks * subs, 8]);
         let loop_ = cx.each("g", &(k / 32).into(), LoopKind::Serial, |cx, g| {
             let mut body = vec![];
@@ -303,20 +297,16 @@ impl Job {
                 body.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| {
                     let mut lane = vec![];
                     let mut sums = vec![Expr::int(0, DType::I32); (tokens * subs) as usize];
-                    for word in 0..words {
-                        let w = cx.k.load(data, vec![block.clone(), g.clone(), Expr::idx(word), r.clone()]);
-                        for half in 0..8 / words {
-                            let (bytes, at) = match p.bits {
-                                4 if half == 0 => (w.clone() & 0x0f0f_0f0f, word),
-                                4 => ((w.clone() >> 4) & 0x0f0f_0f0f, 4 + word),
-                                _ => (w.clone(), word),
-                            };
-                            let sub = at * 4 / i64::from(p.group);
-                            for t in 0..tokens {
-                                let x = cx.k.load(q, vec![tile.origin.0.clone() + t, g.clone() * 8 + at]);
-                                let s = &mut sums[(t * subs + sub) as usize];
-                                *s = Expr::dot4(s.clone(), bytes.clone(), x, p.max);
-                            }
+                    let at = |i| vec![block.clone(), g.clone(), Expr::idx(i), r.clone()];
+                    let words: Vec<Expr> = (0..i64::from(p.bits)).map(|i| cx.k.load(data, at(i))).collect();
+                    // Quads that share a word of nibbles follow each other, so that few words are held at a time.
+                    for quad in [0, 4, 1, 5, 2, 6, 3, 7] {
+                        let bytes = micro::quad(p, quad, |i| words[i as usize].clone());
+                        let sub = quad * 4 / i64::from(p.group);
+                        for t in 0..tokens {
+                            let x = cx.k.load(q, vec![tile.origin.0.clone() + t, g.clone() * 8 + quad]);
+                            let s = &mut sums[(t * subs + sub) as usize];
+                            *s = Expr::dot4(s.clone(), bytes.clone(), x, p.max);
                         }
                     }
                     for t in 0..tokens {

@@ -251,15 +251,23 @@ impl<'a> Cx<'a> {
     fn packed(&mut self, p: Packed, data: Buf, scale: Buf, min: Option<Buf>, row: &Expr, col: &Expr) -> Lowered<Expr> {
         let (block, lane) = self.ranges.div_rem(row, 8);
         let (group, within) = self.ranges.div_rem(col, 32);
-        let q = if p.bits == 4 {
-            let low = within.clone() % 16;
-            let at = vec![block.clone(), group, low.clone() / 4, lane.clone(), low % 4];
-            let byte = self.k.load(data, at).cast(DType::I32);
-            within.lt(Expr::idx(16)).select(byte.clone() & 15, byte >> 4)
-        } else {
-            let at = vec![block.clone(), group, within.clone() / 4, lane.clone(), within % 4];
-            self.k.load(data, at).cast(DType::I32)
-        };
+        let quad = within.clone() / 4;
+        let parts = p.parts().map(|part| {
+            let width = i64::from(part.width);
+            let word = self.ranges.simplify(&(quad.clone() % width + i64::from(part.from)));
+            let at = vec![block.clone(), group.clone(), word, lane.clone(), within.clone() % 4];
+            let mut q = self.k.load(data, at).cast(DType::I32);
+            // A shift by a variable amount, one binary digit of it after the other.
+            let mut by = width;
+            while by < 8 {
+                let moves = self.ranges.simplify(&(quad.clone() / by % 2));
+                q = moves.lt(Expr::idx(1)).select(q.clone(), q >> by);
+                by *= 2;
+            }
+            let q = if width == 8 { q } else { q & i64::from(part.ones()) };
+            if part.from == 0 { q } else { q << i64::from(part.from) }
+        });
+        let q = parts.reduce(|a, b| a | b).ok_or("elements without bits")?;
         let at = vec![block, self.ranges.div_rem(col, i64::from(p.group)).0, lane];
         let s = self.k.load(scale, at.clone()).cast(DType::F32);
         match min {

@@ -102,6 +102,29 @@ const fn scale_bytes(p: Packed) -> usize {
     }
 }
 
+/// Where a part of a quad is and where it goes.
+#[cfg(target_arch = "x86_64")]
+struct Field {
+    /// The data word.
+    word: usize,
+    /// How far down its bits move; up if negative.
+    by: i32,
+    /// Those bits of a byte then.
+    mask: i8,
+}
+
+/// The part of a quad that is `width` bits wide, if there is one.
+#[cfg(target_arch = "x86_64")]
+const fn field(p: Packed, width: u8, quad: usize) -> Option<Field> {
+    match marquetry_ir::Part::of(p.bits, width) {
+        Some(part) => {
+            let by = part.bit(quad) as i32 - part.from as i32;
+            Some(Field { word: part.word(quad), by, mask: (part.ones() << part.from) as i8 })
+        }
+        None => None,
+    }
+}
+
 /// A layout as a compile-time parameter: every layout of GGUF formats has an instance of the routines.
 trait Layout {
     const P: Packed;
@@ -133,3 +156,19 @@ macro_rules! for_layout {
     }};
 }
 use for_layout;
+
+/// Runs a block for every quad of a group, `$i` its number: those that share a word of nibbles follow each other.
+#[cfg(target_arch = "x86_64")]
+macro_rules! quads {
+    ($i:ident, $body:block) => {
+        $crate::micro::quads!($i, $body, 0 4 1 5 2 6 3 7)
+    };
+    ($i:ident, $body:block, $($n:literal)*) => {
+        $({
+            const $i: usize = $n;
+            $body
+        })*
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use quads;

@@ -4,7 +4,7 @@ use core::arch::x86_64::*;
 
 use marquetry_ir::Packed;
 
-use super::super::{Call, Layout, scale_bytes};
+use super::super::{Call, Field, Layout, field, quads, scale_bytes};
 use super::math::load8;
 
 /// Tokens that share a pass over the weights.
@@ -27,7 +27,7 @@ struct Tokens {
     next: [usize; 3],
 }
 
-/// Words of activations whose products with the largest weight may be summed in 16 bits; 0 if not even one word's.
+/// Quads whose products with activations may be summed in 16 bits; 0 if not even one's.
 const fn whole(p: Packed) -> usize {
     match p.max {
         0..=15 => 8,
@@ -84,73 +84,101 @@ unsafe fn tiles<L: Layout>(c: Call) {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tile<L: Layout, const T: usize>(rows: Rows, x: Tokens, groups: usize, out: *mut f32, next: usize) -> usize {
     unsafe {
-        let p = L::P;
-        let subs = 32 / p.group as usize;
-        // Words of a group of 32, and those of activations that share a scale.
-        let (all, some) = (p.bits as usize, 8 / subs);
         let mut acc = [_mm256_setzero_ps(); T];
         for g in 0..groups {
-            for sub in 0..subs {
-                let mut dot = [_mm256_setzero_si256(); T];
-                let mut word = sub * some;
-                while word < (sub + 1) * some {
-                    let count = if whole(p) == 0 { 1 } else { whole(p).min(some) };
-                    let mut part = [_mm256_setzero_si256(); T];
-                    for w in word..word + count {
-                        let data = rows.data.add((g * all + w % all) * 32);
-                        let mut bytes = _mm256_loadu_si256(data.cast());
-                        if all == 4 {
-                            bytes = if w >= 4 { _mm256_srli_epi16::<4>(bytes) } else { bytes };
-                            bytes = _mm256_and_si256(bytes, _mm256_set1_epi8(15));
-                        }
-                        for t in 0..T {
-                            let q: *const i32 = x.q.add(t * x.next[0] + g * 32 + w * 4).cast();
-                            let q = _mm256_set1_epi32(q.read_unaligned());
-                            if whole(p) > 0 {
-                                part[t] = _mm256_add_epi16(part[t], _mm256_maddubs_epi16(bytes, q));
-                            } else {
-                                let low = _mm256_and_si256(bytes, _mm256_set1_epi8(127));
-                                let high = _mm256_andnot_si256(_mm256_set1_epi8(127), bytes);
-                                let one = _mm256_set1_epi16(1);
-                                let low = _mm256_madd_epi16(_mm256_maddubs_epi16(low, q), one);
-                                let high = _mm256_madd_epi16(_mm256_maddubs_epi16(high, q), one);
-                                dot[t] = _mm256_add_epi32(dot[t], _mm256_add_epi32(low, high));
-                            }
-                        }
-                    }
-                    if whole(p) > 0 {
-                        for (dot, part) in dot.iter_mut().zip(part) {
-                            *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(part, _mm256_set1_epi16(1)));
-                        }
-                    }
-                    word += count;
-                }
-                let at = (g * subs + sub) * 8 * scale_bytes(p);
-                let s = side::<L>(rows.scale.add(at));
-                let m = if p.min { side::<L>(rows.min.add(at)) } else { s };
-                for (t, (acc, dot)) in acc.iter_mut().zip(dot).enumerate() {
-                    let sum = x.sum.byte_add(t * x.next[2]).add(g * 2);
-                    let total = if subs == 2 { *sum.add(sub) } else { *sum + *sum.add(1) };
-                    let d = _mm256_cvtepi32_ps(dot);
-                    let xs = _mm256_set1_ps(*x.scale.byte_add(t * x.next[1]).add(g));
-                    *acc = match (p.min, p.zero) {
-                        (true, _) => {
-                            let with = _mm256_fmadd_ps(m, _mm256_set1_ps(total), *acc);
-                            _mm256_fmadd_ps(s, _mm256_mul_ps(d, xs), with)
-                        }
-                        (false, 0) => _mm256_fmadd_ps(s, _mm256_mul_ps(d, xs), *acc),
-                        (false, zero) => {
-                            let shift = _mm256_set1_ps(total * -f32::from(zero));
-                            _mm256_fmadd_ps(s, _mm256_fmadd_ps(d, xs, shift), *acc)
-                        }
-                    };
-                }
+            add::<L, T, 0>(rows, x, g, &mut acc);
+            if L::P.group == 16 {
+                add::<L, T, 1>(rows, x, g, &mut acc);
             }
         }
         for (t, v) in acc.into_iter().enumerate() {
             _mm256_storeu_ps(out.add(t * next), v);
         }
         T
+    }
+}
+
+/// The products of those elements of group `g` that have its scale number `SUB`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add<L: Layout, const T: usize, const SUB: usize>(rows: Rows, x: Tokens, g: usize, acc: &mut [__m256; T]) {
+    unsafe {
+        let p = L::P;
+        let subs = 32 / p.group as usize;
+        let data = rows.data.add(g * p.bits as usize * 32);
+        let one = _mm256_set1_epi16(1);
+        let mut dot = [_mm256_setzero_si256(); T];
+        let mut sum = [_mm256_setzero_si256(); T];
+        quads!(I, {
+            if I * subs / 8 == SUB {
+                let bytes = quad::<L, I>(data);
+                for t in 0..T {
+                    let q: *const i32 = x.q.add(t * x.next[0] + g * 32 + I * 4).cast();
+                    let q = _mm256_set1_epi32(q.read_unaligned());
+                    if whole(p) > 0 {
+                        sum[t] = _mm256_add_epi16(sum[t], _mm256_maddubs_epi16(bytes, q));
+                    } else {
+                        let low = _mm256_and_si256(bytes, _mm256_set1_epi8(127));
+                        let high = _mm256_andnot_si256(_mm256_set1_epi8(127), bytes);
+                        let low = _mm256_madd_epi16(_mm256_maddubs_epi16(low, q), one);
+                        let high = _mm256_madd_epi16(_mm256_maddubs_epi16(high, q), one);
+                        dot[t] = _mm256_add_epi32(dot[t], _mm256_add_epi32(low, high));
+                    }
+                }
+                // Quads with this scale so far.
+                let count = if subs == 1 { I % 4 * 2 + I / 4 + 1 } else { I % 4 + 1 };
+                if whole(p) > 0 && (count % whole(p) == 0 || count == 8 / subs) {
+                    for t in 0..T {
+                        dot[t] = _mm256_add_epi32(dot[t], _mm256_madd_epi16(sum[t], one));
+                        sum[t] = _mm256_setzero_si256();
+                    }
+                }
+            }
+        });
+        let at = (g * subs + SUB) * 8 * scale_bytes(p);
+        let s = side::<L>(rows.scale.add(at));
+        let m = if p.min { side::<L>(rows.min.add(at)) } else { s };
+        for (t, (acc, dot)) in acc.iter_mut().zip(dot).enumerate() {
+            let sum = x.sum.byte_add(t * x.next[2]).add(g * 2);
+            let total = if subs == 2 { *sum.add(SUB) } else { *sum + *sum.add(1) };
+            let d = _mm256_cvtepi32_ps(dot);
+            let xs = _mm256_set1_ps(*x.scale.byte_add(t * x.next[1]).add(g));
+            *acc = match (p.min, p.zero) {
+                (true, _) => {
+                    let with = _mm256_fmadd_ps(m, _mm256_set1_ps(total), *acc);
+                    _mm256_fmadd_ps(s, _mm256_mul_ps(d, xs), with)
+                }
+                (false, 0) => _mm256_fmadd_ps(s, _mm256_mul_ps(d, xs), *acc),
+                (false, zero) => {
+                    let shift = _mm256_set1_ps(total * -f32::from(zero));
+                    _mm256_fmadd_ps(s, _mm256_fmadd_ps(d, xs, shift), *acc)
+                }
+            };
+        }
+    }
+}
+
+/// The bytes of elements `4 * I ..` of a group of eight rows.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn quad<L: Layout, const I: usize>(data: *const u8) -> __m256i {
+    unsafe {
+        let [a, b] = [part::<L, 8, I>(data), part::<L, 4, I>(data)];
+        let [c, d] = [part::<L, 2, I>(data), part::<L, 1, I>(data)];
+        _mm256_or_si256(_mm256_or_si256(a, b), _mm256_or_si256(c, d))
+    }
+}
+
+/// Those of their bits that are in the part of width `W`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn part<L: Layout, const W: u8, const I: usize>(data: *const u8) -> __m256i {
+    unsafe {
+        let Some(Field { word, by, mask }) = (const { field(L::P, W, I) }) else { return _mm256_setzero_si256() };
+        let word = _mm256_loadu_si256(data.add(word * 32).cast());
+        let count = _mm_cvtsi32_si128(by.abs());
+        let word = if by < 0 { _mm256_sll_epi16(word, count) } else { _mm256_srl_epi16(word, count) };
+        _mm256_and_si256(word, _mm256_set1_epi8(mask))
     }
 }
 

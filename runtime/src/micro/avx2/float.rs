@@ -77,7 +77,6 @@ unsafe fn widen<L: Layout>(c: Call) {
         let (words, group) = (p.bits as usize, p.group as usize);
         let bytes = scale_bytes(p);
         let zero = _mm256_set1_epi32(i32::from(p.zero));
-        let mask = _mm256_set1_epi32(if words == 4 { 15 } else { 255 });
         for b in 0..blocks {
             let out = c.arg::<f32>(0).add(b * stride(0));
             let data = c.arg::<u8>(1).add(b * stride(1) * 4);
@@ -85,12 +84,14 @@ unsafe fn widen<L: Layout>(c: Call) {
             let min = if p.min { c.arg::<u8>(3).add(b * stride(3) * bytes) } else { scale };
             for j in 0..groups * 32 {
                 let (g, j) = (j / 32, j % 32);
-                let (word, shift) = match words {
-                    4 => (j % 16 / 4, 8 * (j % 4) + 4 * (j / 16)),
-                    _ => (j / 4, 8 * (j % 4)),
-                };
-                let w = _mm256_loadu_si256(data.add((g * words + word) * 32).cast());
-                let q = _mm256_and_si256(_mm256_srl_epi32(w, _mm_cvtsi64_si128(shift as i64)), mask);
+                let mut q = _mm256_setzero_si256();
+                for part in p.parts() {
+                    let w = _mm256_loadu_si256(data.add((g * words + part.word(j / 4)) * 32).cast());
+                    let shift = 8 * (j % 4) + part.bit(j / 4);
+                    let bits = _mm256_srl_epi32(w, _mm_cvtsi64_si128(shift as i64));
+                    let bits = _mm256_and_si256(bits, _mm256_set1_epi32(part.ones().into()));
+                    q = _mm256_or_si256(q, _mm256_sll_epi32(bits, _mm_cvtsi64_si128(part.from.into())));
+                }
                 let at = (g * (32 / group) + j / group) * 8 * bytes;
                 let s = side::<L>(scale.add(at));
                 let v = match p.min {

@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use super::super::{Call, Layout, scale_bytes};
+use super::super::{Call, Field, Layout, field, quads, scale_bytes};
 use super::math::{join, load8};
 
 /// Tokens that share a pass over the weights.
@@ -100,56 +100,11 @@ unsafe fn tile<L: Layout, const T: usize>(
     pair: bool,
 ) -> usize {
     unsafe {
-        let p = L::P;
-        let subs = 32 / p.group as usize;
-        // Words of a group of 32, and those that share a scale.
-        let (all, some) = (p.bits as usize, p.bits as usize / subs);
-        let nibble = _mm512_set1_epi8(15);
         let mut acc = [_mm512_setzero_ps(); T];
         for g in 0..groups {
-            for sub in 0..subs {
-                let mut dot = [_mm512_setzero_si512(); T];
-                for word in sub * some..(sub + 1) * some {
-                    let at = (g * all + word) * 32;
-                    let [a, b] = rows.data;
-                    let a = _mm512_castsi256_si512(_mm256_loadu_si256(a.add(at).cast()));
-                    let w = _mm512_inserti64x4::<1>(a, _mm256_loadu_si256(b.add(at).cast()));
-                    if all == 4 {
-                        let (low, high) =
-                            (_mm512_and_si512(w, nibble), _mm512_and_si512(_mm512_srli_epi16::<4>(w), nibble));
-                        for (t, dot) in dot.iter_mut().enumerate() {
-                            let q: *const i32 = x.q.add(t * x.next[0] + g * 32 + word * 4).cast();
-                            *dot = _mm512_dpbusd_epi32(*dot, low, _mm512_set1_epi32(q.read_unaligned()));
-                            *dot = _mm512_dpbusd_epi32(*dot, high, _mm512_set1_epi32(q.add(4).read_unaligned()));
-                        }
-                    } else {
-                        for (t, dot) in dot.iter_mut().enumerate() {
-                            let q: *const i32 = x.q.add(t * x.next[0] + g * 32 + word * 4).cast();
-                            *dot = _mm512_dpbusd_epi32(*dot, w, _mm512_set1_epi32(q.read_unaligned()));
-                        }
-                    }
-                }
-                let at = (g * subs + sub) * 8 * scale_bytes(p);
-                let s = plane::<L>(rows.scale, at);
-                let m = if p.min { plane::<L>(rows.min, at) } else { s };
-                for (t, (acc, dot)) in acc.iter_mut().zip(dot).enumerate() {
-                    let from = x.at(t);
-                    let sum = from.sum.add(g * 2);
-                    let total = if subs == 2 { *sum.add(sub) } else { *sum + *sum.add(1) };
-                    let d = _mm512_cvtepi32_ps(dot);
-                    let xs = _mm512_set1_ps(*from.scale.add(g));
-                    *acc = match (p.min, p.zero) {
-                        (true, _) => {
-                            let with = _mm512_fmadd_ps(m, _mm512_set1_ps(total), *acc);
-                            _mm512_fmadd_ps(s, _mm512_mul_ps(d, xs), with)
-                        }
-                        (false, 0) => _mm512_fmadd_ps(s, _mm512_mul_ps(d, xs), *acc),
-                        (false, zero) => {
-                            let shift = _mm512_set1_ps(total * -f32::from(zero));
-                            _mm512_fmadd_ps(s, _mm512_fmadd_ps(d, xs, shift), *acc)
-                        }
-                    };
-                }
+            add::<L, T, 0>(rows, x, g, &mut acc);
+            if L::P.group == 16 {
+                add::<L, T, 1>(rows, x, g, &mut acc);
             }
         }
         for (t, v) in acc.into_iter().enumerate() {
@@ -161,6 +116,74 @@ unsafe fn tile<L: Layout, const T: usize>(
             }
         }
         T
+    }
+}
+
+/// The products of those elements of group `g` that have its scale number `SUB`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn add<L: Layout, const T: usize, const SUB: usize>(rows: Rows, x: Tokens, g: usize, acc: &mut [__m512; T]) {
+    unsafe {
+        let p = L::P;
+        let subs = 32 / p.group as usize;
+        let group = g * p.bits as usize * 32;
+        let data = [rows.data[0].add(group), rows.data[1].add(group)];
+        let mut dot = [_mm512_setzero_si512(); T];
+        quads!(I, {
+            if I * subs / 8 == SUB {
+                let w = quad::<L, I>(data);
+                for (t, dot) in dot.iter_mut().enumerate() {
+                    let q: *const i32 = x.q.add(t * x.next[0] + g * 32 + I * 4).cast();
+                    *dot = _mm512_dpbusd_epi32(*dot, w, _mm512_set1_epi32(q.read_unaligned()));
+                }
+            }
+        });
+        let at = (g * subs + SUB) * 8 * scale_bytes(p);
+        let s = plane::<L>(rows.scale, at);
+        let m = if p.min { plane::<L>(rows.min, at) } else { s };
+        for (t, (acc, dot)) in acc.iter_mut().zip(dot).enumerate() {
+            let from = x.at(t);
+            let sum = from.sum.add(g * 2);
+            let total = if subs == 2 { *sum.add(SUB) } else { *sum + *sum.add(1) };
+            let d = _mm512_cvtepi32_ps(dot);
+            let xs = _mm512_set1_ps(*from.scale.add(g));
+            *acc = match (p.min, p.zero) {
+                (true, _) => {
+                    let with = _mm512_fmadd_ps(m, _mm512_set1_ps(total), *acc);
+                    _mm512_fmadd_ps(s, _mm512_mul_ps(d, xs), with)
+                }
+                (false, 0) => _mm512_fmadd_ps(s, _mm512_mul_ps(d, xs), *acc),
+                (false, zero) => {
+                    let shift = _mm512_set1_ps(total * -f32::from(zero));
+                    _mm512_fmadd_ps(s, _mm512_fmadd_ps(d, xs, shift), *acc)
+                }
+            };
+        }
+    }
+}
+
+/// The bytes of elements `4 * I ..` of a group of 16 rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn quad<L: Layout, const I: usize>(data: [*const u8; 2]) -> __m512i {
+    unsafe {
+        let [a, b] = [part::<L, 8, I>(data), part::<L, 4, I>(data)];
+        let [c, d] = [part::<L, 2, I>(data), part::<L, 1, I>(data)];
+        _mm512_or_si512(_mm512_or_si512(a, b), _mm512_or_si512(c, d))
+    }
+}
+
+/// Those of their bits that are in the part of width `W`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn part<L: Layout, const W: u8, const I: usize>([a, b]: [*const u8; 2]) -> __m512i {
+    unsafe {
+        let Some(Field { word, by, mask }) = (const { field(L::P, W, I) }) else { return _mm512_setzero_si512() };
+        let low = _mm512_castsi256_si512(_mm256_loadu_si256(a.add(word * 32).cast()));
+        let word = _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(b.add(word * 32).cast()));
+        let count = _mm_cvtsi32_si128(by.abs());
+        let word = if by < 0 { _mm512_sll_epi16(word, count) } else { _mm512_srl_epi16(word, count) };
+        _mm512_and_si512(word, _mm512_set1_epi8(mask))
     }
 }
 
