@@ -4,7 +4,7 @@
 //! tables are patched where a base pointer moved. A run with unchanged sizes allocates nothing.
 
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
 
 use marquetry_ir::program::KernelFn;
@@ -14,6 +14,7 @@ use crate::governor::Governor;
 use crate::memory::{ALIGN, Arena, States, eval_bytes};
 use crate::module::{Function, KERNEL_ALIGN, Port};
 use crate::pool::{Pool, Worker};
+use crate::timeline::{Stamps, Timeline};
 use crate::{RuntimeError, module::Call};
 
 /// Largest extent of a parallel loop; keeps the shared counter far from overflow.
@@ -82,25 +83,22 @@ struct Step<'a> {
     sizes: &'a [i64],
     loops: &'a [Range],
     counters: &'a [AtomicI64],
-    /// Start of each launch on worker 0, nanoseconds after `start`.
-    stamps: Option<&'a [AtomicU64]>,
-    start: Instant,
+    /// When each launch began and ended on each worker, where that is asked for.
+    stamps: Option<&'a Stamps>,
 }
 
 // SAFETY: the pointers are only passed on to kernels, whose contract covers concurrent calls.
 unsafe impl Sync for Step<'_> {}
 
 impl Step<'_> {
-    fn walk(&self, w: Worker<'_>) {
+    /// Every launch in order, as one of the workers. `TIMED` keeps the clock out of runs that are not profiled.
+    fn walk<const TIMED: bool>(&self, w: Worker<'_>) {
         for (i, call) in self.calls.iter().enumerate() {
             if call.sync {
                 w.barrier();
             }
-            if w.index == 0
-                && let Some(stamps) = self.stamps
-            {
-                stamps[i].store(self.start.elapsed().as_nanos() as u64, Ordering::Relaxed);
-            }
+            let stamp = |end| self.stamps.iter().filter(|_| TIMED).for_each(|s| s.set(w.index, i, end));
+            stamp(0);
             let f = self.kernels[call.kernel as usize];
             let args = self.table[call.args as usize..].as_ptr();
             let run = |begin: i64, end: i64| {
@@ -127,6 +125,7 @@ impl Step<'_> {
                     run(begin, (begin + chunk).min(extent));
                 }
             }
+            stamp(1);
         }
     }
 }
@@ -151,11 +150,10 @@ impl Function {
         inputs: &[(&str, &[u8])],
         outputs: &mut [(&str, &mut [u8])],
     ) -> Result<(), RuntimeError> {
-        self.step(pool, arena, states, sizes, inputs, outputs, None).map(|_| ())
+        self.step(pool, arena, states, sizes, inputs, outputs, None)
     }
 
-    /// Like [`Function::run`]; returns kernel name and nanoseconds of every launch, as worker 0 saw them: from the start of
-    /// the launch to the start of the next one, waiting for other threads included.
+    /// Like [`Function::run`], always on all threads; tells when each launch ran on each of them.
     pub fn run_profiled(
         &self,
         pool: &Pool,
@@ -164,13 +162,10 @@ impl Function {
         sizes: &[i64],
         inputs: &[(&str, &[u8])],
         outputs: &mut [(&str, &mut [u8])],
-    ) -> Result<Vec<(&str, u64)>, RuntimeError> {
-        let stamps: Vec<AtomicU64> = self.calls.iter().map(|_| AtomicU64::new(0)).collect();
-        let end = self.step(pool, arena, states, sizes, inputs, outputs, Some(&stamps))?;
-        let mut times: Vec<u64> = stamps.into_iter().map(AtomicU64::into_inner).collect();
-        times.push(end);
-        let names = self.calls.iter().map(|c| self.kernel_names[c.kernel as usize].as_str());
-        Ok(names.zip(times.windows(2).map(|w| w[1].saturating_sub(w[0]))).collect())
+    ) -> Result<Timeline, RuntimeError> {
+        let stamps = Stamps::new(pool.threads(), self.calls.len());
+        self.step(pool, arena, states, sizes, inputs, outputs, Some(&stamps))?;
+        Ok(stamps.timeline(self.calls.iter().map(|c| c.kernel).collect()))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -182,8 +177,8 @@ impl Function {
         sizes: &[i64],
         inputs: &[(&str, &[u8])],
         outputs: &mut [(&str, &mut [u8])],
-        stamps: Option<&[AtomicU64]>,
-    ) -> Result<u64, RuntimeError> {
+        stamps: Option<&Stamps>,
+    ) -> Result<(), RuntimeError> {
         let mut guard = self.frame.lock().unwrap_or_else(PoisonError::into_inner);
         let frame = &mut *guard;
         let key = Some((states.id(), pool.threads()));
@@ -244,13 +239,14 @@ impl Function {
             loops: &frame.loops,
             counters: &frame.counters,
             stamps,
-            start: Instant::now(),
         };
-        let active = if stamps.is_some() { pool.threads() } else { frame.governor.active() };
-        pool.run_on(active, &|w| step.walk(w))?;
-        let time = step.start.elapsed();
-        if stamps.is_none() {
-            frame.governor.ran(time);
+        match stamps {
+            None => {
+                let start = Instant::now();
+                pool.run_on(frame.governor.active(), &|w| step.walk::<false>(w))?;
+                frame.governor.ran(start.elapsed());
+            }
+            Some(_) => pool.run(&|w| step.walk::<true>(w))?,
         }
 
         for (port, bound) in self.outputs.iter().zip(&frame.outputs) {
@@ -260,7 +256,7 @@ impl Function {
                 unsafe { std::ptr::copy_nonoverlapping(bound.pointer, bytes.as_mut_ptr(), bytes.len()) };
             }
         }
-        Ok(time.as_nanos() as u64)
+        Ok(())
     }
 
     /// Computes what depends on sizes, states and the number of threads.

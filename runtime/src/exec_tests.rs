@@ -142,8 +142,13 @@ fn results_are_those_of_the_plain_loop() {
             let inputs = [("x", &input[pad..])];
             if step % 3 == 2 {
                 let outputs = &mut [("out", &mut out[pad..])];
-                let times = f.run_profiled(&pool, &mut arena, &mut states, &[n as i64], &inputs, outputs).unwrap();
-                assert_eq!(times.iter().map(|t| t.0).collect::<Vec<_>>(), ["scale", "sum", "shift"]);
+                let t = f.run_profiled(&pool, &mut arena, &mut states, &[n as i64], &inputs, outputs).unwrap();
+                assert_eq!((t.kernels.as_slice(), t.threads().count()), (&[0, 1, 2][..], threads));
+                for spans in t.threads() {
+                    let order: Vec<u64> = spans.iter().flat_map(|s| [s.begin, s.end]).chain([t.total]).collect();
+                    assert!(order[0] > 0 && order.is_sorted(), "{order:?}");
+                }
+                assert!(t.times().iter().sum::<u64>() <= t.total);
             } else {
                 let outputs = &mut [("out", &mut out[pad..])];
                 f.run(&pool, &mut arena, &mut states, &[n as i64], &inputs, outputs).unwrap();

@@ -7,6 +7,7 @@
 //!   aligned to their own width.
 //! * Reading an element before it was written yields an unspecified value.
 
+pub mod cost;
 mod expr;
 pub mod interp;
 pub mod legalize;
