@@ -39,6 +39,7 @@ pub mod exec;
 pub mod generate;
 pub mod inspect;
 pub mod model;
+pub mod profile;
 pub mod start;
 pub mod watch;
 

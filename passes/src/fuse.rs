@@ -80,6 +80,45 @@ pub fn kernels(m: &Module) -> Vec<Kernels> {
     m.functions.iter().filter(|f| f.kind == Kind::Graph).map(of).collect()
 }
 
+/// Where a kernel comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Origin {
+    /// The kernel's name in the program.
+    pub kernel: String,
+    /// Operators, the one that it is built around first, each once; those that only move are left out.
+    pub operators: Vec<&'static str>,
+    /// Files and lines of model code, those of that operator first.
+    pub places: Vec<String>,
+}
+
+/// Where the kernels of a fused module come from.
+pub fn origins(m: &Module) -> Vec<Origin> {
+    m.functions.iter().filter(|f| f.kind == Kind::Fused).map(origin).collect()
+}
+
+fn origin(f: &Function) -> Origin {
+    let mut insts: Vec<&Inst> =
+        f.insts.iter().filter(|i| !matches!(i.op.class(), Class::Movement | Class::Leaf)).collect();
+    if insts.is_empty() {
+        insts.extend(&f.insts);
+    }
+    let first = insts.iter().enumerate().max_by_key(|(_, i)| weight(i.op)).map_or(0, |(at, _)| at);
+    insts.rotate_left(first);
+    let mut o = Origin { kernel: f.name.clone(), operators: vec![], places: vec![] };
+    for i in insts {
+        if !o.operators.contains(&i.op.name()) {
+            o.operators.push(i.op.name());
+        }
+        let locs = i.results.iter().filter_map(|v| f.values.get(v.0 as usize)?.loc.as_ref());
+        for place in locs.map(|l| format!("{}:{}", l.file, l.line)) {
+            if !o.places.contains(&place) {
+                o.places.push(place);
+            }
+        }
+    }
+    o
+}
+
 /// The operator that a group is built around.
 fn anchor(f: &Function) -> &'static str {
     f.insts.iter().max_by_key(|i| weight(i.op)).map_or("nothing", |i| i.op.name())

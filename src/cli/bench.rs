@@ -1,11 +1,15 @@
-//! `bench`: speed of prefill and decoding.
+//! `bench`: speed of prefill and decoding, and where the time goes.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use marquetry::Error;
-use marquetry::engine::{Engine, Rows};
+use marquetry::engine::{Bucket, Engine, Recorded, Rows};
 use marquetry::passes::Numerics;
+use marquetry::profile::{Profile, Work, median, trace, work};
+use marquetry::runtime::probe::{Peaks, READ_BYTES, peaks};
+use marquetry::runtime::{Pool, files};
 use serde_json::{Value, json};
 
 use super::info::peak_rss;
@@ -28,6 +32,15 @@ pub struct Args {
     /// Passes to run instead of the default ones, to measure what one is worth.
     #[arg(long, value_name = "PASSES")]
     pipeline: Option<String>,
+    /// Repeat with every kernel timed, and show where the time goes.
+    #[arg(long)]
+    profile: bool,
+    /// Kernels that the table of --profile shows.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    top: usize,
+    /// Write a timeline of one repetition, kernels by thread, that Perfetto and chrome://tracing open.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -45,10 +58,17 @@ struct Rep {
 pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
     let mut options = args.engine.options();
     options.watch.pipeline.clone_from(&args.pipeline);
+    options.profile = true;
+    let compiled = options.backend.generator().is_some();
     let mut engine = Engine::new(Arc::new(args.model.open(ui)?), options)?;
+    if args.profile || args.trace.is_some() {
+        // Refused before anything takes long.
+        engine.record()?;
+        engine.recorded();
+    }
     engine.prepare()?;
     let (prompt, count) = (tokens(args.prompt as usize, engine.model().text.vocab), args.r#gen as usize);
-    repetition(&mut engine, &prompt, count)?;
+    let token = middle_token(&mut engine, &prompt, count, compiled)?;
     let mut reps = vec![];
     for i in 1..=args.reps {
         let rep = repetition(&mut engine, &prompt, count)?;
@@ -56,14 +76,110 @@ pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
         ui.progress(&format!("{i} of {}: prefill {p:.1} tokens/s, decode {d:.1} tokens/s", args.reps));
         reps.push(rep);
     }
-    let report = with_explanation(report(&engine, &reps, prompt.len(), count), &engine);
+    let mut report = with_explanation(report(&engine, &reps, prompt.len(), count), &engine);
+    // After the memory of the model was looked at.
+    let peaks = peaks(&Pool::new(engine.options().threads)?, READ_BYTES)?;
+    add_rates(&mut report, &peaks, token);
+    let mut tables = String::new();
+    if args.profile || args.trace.is_some() {
+        let runs = recorded(&mut engine, &prompt, count, args.reps, ui)?;
+        if args.profile {
+            let all = profiles(&engine, &runs)?;
+            report["profile"] = json!(all.iter().map(|p| p.json(&peaks)).collect::<Vec<_>>());
+            all.iter().for_each(|p| tables += &format!("\n{}", p.table(&peaks, args.top)));
+        }
+        write_trace(args, &engine, &runs)?;
+    }
     if args.json {
         return ui.json(&report);
     }
     let get = |key: &str| report.get(key).and_then(Value::as_f64).unwrap_or(0.0);
     ui.line(&format!("prefill {:.1} tokens/s ({} tokens)", get("prefill_tok_s"), prompt.len()))?;
     ui.line(&format!("decode  {:.1} tokens/s ({count} tokens)", get("decode_tok_s")))?;
-    ui.line(&format!("load {:.2} s, pack {:.2} s, compile {:.2} s", get("load_s"), get("pack_s"), get("compile_s")))
+    if token.is_some() {
+        let (rate, of, percent) = (get("decode_gb_s"), get("read_gb_s"), get("decode_read_percent"));
+        ui.line(&format!("decode  reads {rate:.1} GB/s, {percent:.0} % of {of:.1} GB/s that this machine can read"))?;
+    }
+    ui.line(&format!("load {:.2} s, pack {:.2} s, compile {:.2} s", get("load_s"), get("pack_s"), get("compile_s")))?;
+    ui.print(&tables)
+}
+
+/// A repetition that warms up. Gives what the token in its middle computes and touches, if kernels are compiled.
+fn middle_token(engine: &mut Engine, prompt: &[u32], count: usize, compiled: bool) -> Result<Option<Work>, Error> {
+    engine.reset()?;
+    let mut token = best(&engine.prefill(prompt, Rows::Last)?);
+    let mut found = None;
+    for i in 0..count {
+        let middle = compiled && i == count / 2;
+        if middle {
+            engine.record()?;
+        }
+        token = best(engine.decode(token)?);
+        if middle {
+            let steps = engine.recorded();
+            found = engine.program(Bucket::Decode).zip(steps.first()).map(|(program, step)| work(program, step));
+        }
+    }
+    Ok(found)
+}
+
+/// Adds what the machine can do, and how near decoding comes to it.
+fn add_rates(report: &mut Value, peaks: &Peaks, token: Option<Work>) {
+    let per_second = report["decode_tok_s"].as_f64().unwrap_or(0.0);
+    let bytes = token.map(|w| w.memory_bytes());
+    let added = json!({
+        "read_gb_s": peaks.read / 1e9,
+        "peak_gflop_s": peaks.flops.map(|f| f / 1e9), "peak_int8_gop_s": peaks.int8_ops.map(|f| f / 1e9),
+        "decode_weight_bytes": token.map(|w| w.weight_bytes), "decode_state_bytes": token.map(|w| w.state_bytes),
+        "decode_gb_s": bytes.map(|b| b * per_second / 1e9),
+        "decode_read_percent": bytes.map(|b| 100.0 * b * per_second / peaks.read),
+    });
+    if let (Value::Object(report), Value::Object(added)) = (report, added) {
+        report.extend(added);
+    }
+}
+
+/// Steps of repetitions with every kernel timed.
+fn recorded(
+    engine: &mut Engine,
+    prompt: &[u32],
+    count: usize,
+    reps: u16,
+    ui: &Ui,
+) -> Result<Vec<Vec<Recorded>>, Error> {
+    let mut all = vec![];
+    for i in 1..=reps {
+        engine.record()?;
+        repetition(engine, prompt, count)?;
+        all.push(engine.recorded());
+        ui.progress(&format!("{i} of {reps} profiled"));
+    }
+    Ok(all)
+}
+
+/// A profile per function: a run is a prompt, or a decoded token.
+fn profiles(engine: &Engine, runs: &[Vec<Recorded>]) -> Result<Vec<Profile>, Error> {
+    let mut all = vec![];
+    for bucket in Bucket::ALL {
+        let Some(program) = engine.program(bucket) else { continue };
+        let mut of: Vec<&[Recorded]> = vec![];
+        for run in runs {
+            match bucket {
+                Bucket::Decode => of.extend(run.iter().filter(|s| s.bucket == bucket).map(std::slice::from_ref)),
+                Bucket::Prefill => of.extend(run.split(|s| s.bucket != bucket).filter(|steps| !steps.is_empty())),
+            }
+        }
+        if !of.is_empty() {
+            all.push(Profile::new(bucket.name(), program, &engine.origins(bucket)?, &of));
+        }
+    }
+    Ok(all)
+}
+
+fn write_trace(args: &Args, engine: &Engine, runs: &[Vec<Recorded>]) -> Result<(), Error> {
+    let (Some(path), Some(run)) = (&args.trace, runs.last()) else { return Ok(()) };
+    let steps: Vec<_> = run.iter().filter_map(|s| Some((s, engine.program(s.bucket)?))).collect();
+    Ok(files::write_file(path, trace(&steps).to_string().as_bytes())?)
 }
 
 /// Token ids without meaning, always the same.
@@ -86,12 +202,6 @@ fn repetition(engine: &mut Engine, prompt: &[u32], count: usize) -> Result<Rep, 
 fn best(logits: &[f32]) -> u32 {
     let best = logits.iter().zip(0u32..).fold((f32::NEG_INFINITY, 0), |b, (&v, i)| if v > b.0 { (v, i) } else { b });
     best.1
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let n = values.len();
-    if n == 0 { 0.0 } else { (values[(n - 1) / 2] + values[n / 2]) / 2.0 }
 }
 
 fn report(engine: &Engine, reps: &[Rep], prompt: usize, count: usize) -> Value {

@@ -211,6 +211,7 @@ impl EngineArgs {
             cache_type: self.cache_type.map(DType::from),
             cache: self.cache(),
             watch: Watch { from: self.from.source(), ..self.watch.watch() },
+            profile: false,
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use marquetry_ir::graph::interp::{Data, Tensor, Val, run_function};
 use marquetry_ir::graph::{Module, Ty};
 
+use super::record::Timed;
 use super::{Bucket, Error, Machine, Stats, StepArgs};
 use crate::model::{LoadedModel, PAGE};
 
@@ -63,7 +64,12 @@ impl Interp {
 }
 
 impl Machine for Interp {
-    fn step(&mut self, args: &StepArgs<'_>, outputs: &mut [(&str, &mut [f32])], _: &mut Stats) -> Result<(), Error> {
+    fn step(
+        &mut self,
+        args: &StepArgs<'_>,
+        outputs: &mut [(&str, &mut [f32])],
+        _: &mut Stats,
+    ) -> Result<Option<Timed>, Error> {
         let page = |slot: &i32| usize::try_from(*slot).unwrap_or(0) / PAGE + 1;
         self.grow(args.kv.slot.iter().map(page).max().unwrap_or(1));
         let Some(f) = self.module.entry() else { return Err(missing("an entry function")) };
@@ -88,7 +94,7 @@ impl Machine for Interp {
             }
             out.copy_from_slice(&values);
         }
-        Ok(())
+        Ok(None)
     }
 
     fn state(&self, name: &str) -> Option<Vec<f32>> {

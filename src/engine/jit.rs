@@ -9,10 +9,12 @@ use marquetry_codegen::{self as codegen, CodegenError, Options};
 use marquetry_ir::graph::Module;
 use marquetry_ir::program::Program;
 use marquetry_passes::Numerics;
-use marquetry_passes::manager::Reports;
+use marquetry_passes::fuse::Origin;
+use marquetry_passes::manager::{self, Ir, Reports, TRACE, pipeline_between};
 use marquetry_runtime::{Arena, Code, Function, Pool, RuntimeError, States, micro};
 
 use super::programs::{self, Bucket, bucket_options};
+use super::record::Timed;
 use super::weights::PackedWeights;
 use super::{EngineOptions, Machine, Stats, StepArgs};
 use crate::Error;
@@ -33,6 +35,8 @@ pub(super) struct Jit {
     arena: Arena,
     pool: Pool,
     reports: Vec<(Bucket, Reports)>,
+    /// Programs, where they are kept.
+    programs: Vec<(Bucket, Program)>,
 }
 
 impl Jit {
@@ -59,14 +63,20 @@ impl Jit {
             arena: Arena::default(),
             pool: Pool::new(options.threads)?,
             reports: vec![],
+            programs: vec![],
         })
+    }
+
+    fn pass_options(&self, bucket: Bucket) -> manager::Options {
+        let mut options = bucket_options(bucket, self.numerics, self.options.context);
+        options.cache_type = self.options.cache_type.or(options.cache_type);
+        options.target.micro = !self.options.portable && micro::available();
+        options
     }
 
     fn compile(&mut self, bucket: Bucket, stats: &mut Stats) -> Result<Function, Error> {
         let start = Instant::now();
-        let mut options = bucket_options(bucket, self.numerics, self.options.context);
-        options.cache_type = self.options.cache_type.or(options.cache_type);
-        options.target.micro = !self.options.portable && micro::available();
+        let options = self.pass_options(bucket);
         let (program, cached) = match self.options.watch.is_on() {
             true => {
                 let (program, reports) = programs::watched(&self.module, bucket, &options, &self.options.watch)?;
@@ -83,6 +93,9 @@ impl Jit {
         stats.pack_s += start.elapsed().as_secs_f64();
         stats.weight_bytes = self.weights.bytes();
         stats.cached_weights = self.weights.cached();
+        if self.options.profile {
+            self.programs.push((bucket, program.clone()));
+        }
         Ok(Function::new(program, code, weights)?)
     }
 }
@@ -110,6 +123,20 @@ impl Machine for Jit {
         &self.reports
     }
 
+    fn program(&self, bucket: Bucket) -> Option<&Program> {
+        self.programs.iter().find(|(b, _)| *b == bucket).map(|(_, p)| p)
+    }
+
+    fn origins(&self, bucket: Bucket) -> Result<Vec<Origin>, Error> {
+        if let Some((_, watched)) = self.reports.iter().find(|(b, _)| *b == bucket) {
+            return Ok(watched.origins.clone());
+        }
+        let passes = pipeline_between(TRACE, Some("fused"))?;
+        let ir = Ir::Graph(self.module.clone());
+        let (_, reports) = manager::run(ir, &passes, &self.pass_options(bucket), &mut |_, _| {})?;
+        Ok(reports.origins)
+    }
+
     fn state(&self, name: &str) -> Option<Vec<f32>> {
         Some(bytemuck::cast_slice(self.states.as_ref()?.get(name)?).to_vec())
     }
@@ -135,14 +162,14 @@ impl Machine for Jit {
         args: &StepArgs<'_>,
         outputs: &mut [(&str, &mut [f32])],
         stats: &mut Stats,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<Timed>, Error> {
         let bucket = if args.tokens.len() == 1 { Bucket::Decode } else { Bucket::Prefill };
         self.prepare(bucket, stats)?;
         let f = match bucket {
             Bucket::Decode => &self.decode,
             Bucket::Prefill => &self.prefill,
         };
-        let Some(f) = f else { return Ok(()) };
+        let Some(f) = f else { return Ok(None) };
         let sizes = sizes(f, args, self.pages)?;
         let states = match &mut self.states {
             Some(s) => s,
@@ -152,6 +179,11 @@ impl Machine for Jit {
         let inputs: Vec<(&str, &[u8])> = given.collect();
         let outputs = outputs.iter_mut().map(|(name, v)| (*name, bytemuck::cast_slice_mut(v)));
         let mut outputs: Vec<(&str, &mut [u8])> = outputs.collect();
-        Ok(f.run(&self.pool, &mut self.arena, states, &sizes, &inputs, &mut outputs)?)
+        if !args.timed {
+            f.run(&self.pool, &mut self.arena, states, &sizes, &inputs, &mut outputs)?;
+            return Ok(None);
+        }
+        let timeline = f.run_profiled(&self.pool, &mut self.arena, states, &sizes, &inputs, &mut outputs)?;
+        Ok(Some(Timed { bucket, sizes, timeline }))
     }
 }

@@ -5,6 +5,7 @@ mod jit;
 mod packs;
 mod pieces;
 mod programs;
+mod record;
 mod weights;
 
 use std::path::PathBuf;
@@ -13,7 +14,9 @@ use std::time::Instant;
 
 use marquetry_ir::DType;
 use marquetry_ir::graph::Ty;
+use marquetry_ir::program::Program;
 use marquetry_passes::Numerics;
+use marquetry_passes::fuse::Origin;
 use marquetry_passes::manager::Reports;
 use marquetry_runtime::kv::{PagedKv, SeqId, StepInputs};
 use marquetry_runtime::{AlignedBytes, RuntimeError};
@@ -21,10 +24,12 @@ use marquetry_runtime::{AlignedBytes, RuntimeError};
 use crate::Error;
 use crate::model::{CHUNK, LoadedModel, PAGE};
 use crate::watch::Watch;
+use record::Timed;
 
 pub(crate) use jit::generate;
 pub use packs::{VerifiedPacks, verify_packs};
 pub use programs::{Bucket, bucket_options, cpu_features};
+pub use record::Recorded;
 
 /// Bytes of logits that one step makes at most when every token's are wanted.
 const MAX_LOGITS: usize = 128 << 20;
@@ -88,6 +93,8 @@ pub struct EngineOptions {
     pub cache: Option<PathBuf>,
     /// How passes are watched; while they are, programs are not taken from the cache.
     pub watch: Watch,
+    /// Keep the programs, for [`Engine::record`].
+    pub profile: bool,
 }
 
 impl EngineOptions {
@@ -140,6 +147,8 @@ struct StepArgs<'a> {
     /// Row of recurrent states that each token's sequence has.
     row: &'a [i32],
     kv: &'a StepInputs,
+    /// Is the step to be timed?
+    timed: bool,
 }
 
 impl StepArgs<'_> {
@@ -157,6 +166,10 @@ impl StepArgs<'_> {
         };
         i64::try_from(v).ok()
     }
+
+    /// Names of all inputs.
+    const INPUTS: [&'static str; 9] =
+        ["tokens", "rows", "span", "token_types", "row", "pos", "seq", "slot", "pages"];
 
     /// An input, by name.
     fn input(&self, name: &str) -> Option<&[i32]> {
@@ -190,9 +203,21 @@ pub struct RecurrentState {
 trait Machine {
     /// The first row of a recurrent state, if there was a step.
     fn state(&self, name: &str) -> Option<Vec<f32>>;
-    /// Computes the outputs by name, each `[rows, width]`.
-    fn step(&mut self, args: &StepArgs<'_>, outputs: &mut [(&str, &mut [f32])], stats: &mut Stats)
-    -> Result<(), Error>;
+    /// Computes the outputs by name, each `[rows, width]`. Tells when kernels ran if the step is to be timed.
+    fn step(
+        &mut self,
+        args: &StepArgs<'_>,
+        outputs: &mut [(&str, &mut [f32])],
+        stats: &mut Stats,
+    ) -> Result<Option<Timed>, Error>;
+    /// The program of a bucket, where it was kept.
+    fn program(&self, _: Bucket) -> Option<&Program> {
+        None
+    }
+    /// Where the kernels of a bucket come from, as far as that is known.
+    fn origins(&self, _: Bucket) -> Result<Vec<Origin>, Error> {
+        Ok(vec![])
+    }
     /// What the passes of each function did, where they were watched.
     fn reports(&self) -> &[(Bucket, Reports)] {
         &[]
@@ -219,6 +244,8 @@ pub struct Engine {
     /// One per output of the model.
     outputs: Vec<AlignedBytes>,
     stats: Stats,
+    /// Steps since recording began, where it did.
+    recorded: Option<Vec<Recorded>>,
 }
 
 impl Engine {
@@ -268,6 +295,7 @@ impl Engine {
             types: vec![],
             outputs,
             stats,
+            recorded: None,
         })
     }
 
@@ -512,12 +540,15 @@ impl Engine {
         }
         let before = self.history.len();
         self.kv.append(self.sequence, n)?;
-        let done = self.run(tokens, &rows);
-        if let Err(e) = done {
-            self.kv.truncate(self.sequence, before)?;
-            return Err(e);
-        }
+        let done = match self.run(tokens, &rows) {
+            Ok(done) => done,
+            Err(e) => {
+                self.kv.truncate(self.sequence, before)?;
+                return Err(e);
+            }
+        };
         self.history.extend_from_slice(tokens);
+        let whole = start.elapsed();
         let making = (self.stats.pack_s - pack) + (self.stats.compile_s - compile);
         let seconds = (start.elapsed().as_secs_f64() - making).max(0.0);
         let (count, spent) = match n {
@@ -526,10 +557,13 @@ impl Engine {
         };
         *count += n;
         *spent += seconds;
+        if let (Some(all), Some(step)) = (&mut self.recorded, done) {
+            all.push(Recorded { start, seconds: whole.as_secs_f64(), ..step });
+        }
         Ok(())
     }
 
-    fn run(&mut self, tokens: &[u32], rows: &[i32]) -> Result<(), Error> {
+    fn run(&mut self, tokens: &[u32], rows: &[i32]) -> Result<Option<Recorded>, Error> {
         let ids: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
         let len = self.history.len() + tokens.len();
         let span = vec![i32::try_from(len.max(self.expected)).unwrap_or(i32::MAX); tokens.len()];
@@ -537,11 +571,13 @@ impl Engine {
         self.kv.step(&[(self.sequence, tokens.len())], pages, &mut self.inputs)?;
         self.types.resize(tokens.len(), 0);
         let row = vec![0; tokens.len()];
-        let args = StepArgs { tokens: &ids, rows, span: &span, types: &self.types, row: &row, kv: &self.inputs };
+        let timed = self.recorded.is_some();
+        let args = StepArgs { tokens: &ids, rows, span: &span, types: &self.types, row: &row, kv: &self.inputs, timed };
         let pairs = self.model.text.outputs.iter().zip(&mut self.outputs);
         let mut outputs: Vec<(&str, &mut [f32])> =
             pairs.map(|(o, b)| (o.name.as_str(), &mut bytemuck::cast_slice_mut(b)[..rows.len() * o.width])).collect();
-        self.machine.step(&args, &mut outputs, &mut self.stats)
+        let timed = self.machine.step(&args, &mut outputs, &mut self.stats)?;
+        Ok(timed.map(|t| Recorded::new(&args, t)))
     }
 }
 

@@ -181,6 +181,8 @@ pub struct Reports {
     pub eqsat: Vec<eqsat::Report>,
     /// The kernels of each function, after `fuse`.
     pub kernels: Vec<crate::fuse::Kernels>,
+    /// Where each kernel comes from, after `fuse`.
+    pub origins: Vec<crate::fuse::Origin>,
     /// One per pass, in order.
     pub passes: Vec<PassReport>,
     /// All rewrites that were counted.

@@ -145,6 +145,7 @@ pub static PASSES: &[Pass] = &[
             let ir = graph(ir, cx, |m| fuse::run_with(m, cx.rewrites))?;
             if let Ir::Graph(m) = &ir {
                 cx.reports.kernels = fuse::kernels(m);
+                cx.reports.origins = fuse::origins(m);
             }
             Ok(ir)
         },

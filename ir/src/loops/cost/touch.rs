@@ -215,7 +215,9 @@ impl<'a> Touching<'a> {
                 let (a, b) = (self.bounds(a), self.bounds(b));
                 (a.0.min(b.0), a.1.max(b.1))
             }
-            Node::Binary(op, a, b) if !a.dtype().is_float() => binary(*op, self.bounds(a), self.bounds(b)).unwrap_or(any),
+            Node::Binary(op, a, b) if !a.dtype().is_float() => {
+                binary(*op, self.bounds(a), self.bounds(b)).unwrap_or(any)
+            }
             _ => any,
         };
         (lo.clamp(-FAR, FAR), hi.clamp(-FAR, FAR))
@@ -227,7 +229,8 @@ impl<'a> Touching<'a> {
         }
         let at = self.region(b, index, lanes);
         let values = self.stored.get(b.0 as usize)?.iter().filter(|(to, _)| to.meets(&at)).map(|(_, v)| v);
-        values.fold(None, |all: Option<(i64, i64)>, v| Some(all.map_or((v.lo, v.hi), |a| (a.0.min(v.lo), a.1.max(v.hi)))))
+        values
+            .fold(None, |all: Option<(i64, i64)>, v| Some(all.map_or((v.lo, v.hi), |a| (a.0.min(v.lo), a.1.max(v.hi)))))
     }
 }
 
