@@ -32,6 +32,10 @@ build:
 show model stage="fused":
     cargo run --release -- inspect {{model}} --stage {{stage}}
 
-# Speed beside llama.cpp; needs llama-cpp-python in the given Python.
-compare model python="python3": build
-    {{python}} bench/compare_llama_cpp.py --gguf {{model}} --bin target/release/marquetry
+# Speed beside llama.cpp, which needs llama-cpp-python in the given Python, or beside candle, which is built.
+compare model python="python3" peers="llama.cpp": build
+    {{python}} bench/compare.py --gguf {{model}} --bin target/release/marquetry --peers {{peers}}
+
+# Where the time of a model goes.
+profile model: build
+    target/release/marquetry bench {{model}} --profile

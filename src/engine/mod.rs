@@ -168,8 +168,7 @@ impl StepArgs<'_> {
     }
 
     /// Names of all inputs.
-    const INPUTS: [&'static str; 9] =
-        ["tokens", "rows", "span", "token_types", "row", "pos", "seq", "slot", "pages"];
+    const INPUTS: [&'static str; 9] = ["tokens", "rows", "span", "token_types", "row", "pos", "seq", "slot", "pages"];
 
     /// An input, by name.
     fn input(&self, name: &str) -> Option<&[i32]> {

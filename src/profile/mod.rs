@@ -50,13 +50,21 @@ impl Work {
         Some(self.flops / peaks.flops? + self.int8_ops / peaks.int8_ops?)
     }
 
-    /// Adds `times` as much.
-    fn add(&mut self, o: &Work, times: f64) {
-        self.flops += o.flops * times;
-        self.int8_ops += o.int8_ops * times;
-        self.weight_bytes += o.weight_bytes * times;
-        self.state_bytes += o.state_bytes * times;
-        self.other_bytes += o.other_bytes * times;
+    fn add(&mut self, mut o: Work) {
+        for (sum, more) in self.parts().into_iter().zip(o.parts()) {
+            *sum += *more;
+        }
+    }
+
+    /// One of that many equal shares.
+    fn share(mut self, count: f64) -> Work {
+        self.parts().into_iter().for_each(|part| *part /= count);
+        self
+    }
+
+    fn parts(&mut self) -> [&mut f64; 5] {
+        let Work { flops, int8_ops, weight_bytes, state_bytes, other_bytes } = self;
+        [flops, int8_ops, weight_bytes, state_bytes, other_bytes]
     }
 
     fn of(cost: &Cost, program: &Program, launch: &Launch) -> Work {
@@ -104,7 +112,7 @@ impl Costs<'_> {
 pub fn work(program: &Program, step: &Recorded) -> Work {
     let mut costs = Costs { program, known: HashMap::new() };
     let mut all = Work::default();
-    program.launches.iter().for_each(|l| all.add(&costs.launch(l, step), 1.0));
+    program.launches.iter().for_each(|l| all.add(costs.launch(l, step)));
     all
 }
 
@@ -179,7 +187,7 @@ impl Profile {
                     s.calls += 1;
                     s.busy += busy as f64 / 1e9;
                     s.time += time;
-                    s.work.add(&costs.launch(launch, step), 1.0 / count);
+                    s.work.add(costs.launch(launch, step));
                     if let Some(last) = s.runs.last_mut() {
                         *last += time;
                     }
@@ -191,14 +199,15 @@ impl Profile {
         let mut work = Work::default();
         let mut kernels: Vec<KernelProfile> = vec![];
         for (k, s) in program.kernels.iter().zip(sums).filter(|(_, s)| s.calls > 0) {
-            work.add(&s.work, 1.0);
+            let each = s.work.share(count);
+            work.add(each);
             kernels.push(KernelProfile {
                 name: k.name.clone(),
                 origin: origins.iter().find(|o| o.kernel == k.name).cloned(),
                 calls: s.calls as f64 / count,
                 seconds: median(s.runs),
                 idle: (1.0 - s.busy / (s.time * threads as f64).max(1e-12)).clamp(0.0, 1.0),
-                work: s.work,
+                work: each,
             });
         }
         kernels.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));

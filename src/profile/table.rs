@@ -25,7 +25,7 @@ impl Profile {
         }
         let (mut rest, mut seconds, mut calls) = (Work::default(), 0.0, 0.0);
         for k in &self.kernels[shown..] {
-            rest.add(&k.work, 1.0);
+            rest.add(k.work);
             seconds += k.seconds;
             calls += k.calls;
         }
