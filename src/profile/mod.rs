@@ -81,10 +81,13 @@ impl Work {
     }
 }
 
-/// Costs of a kernel at sizes and contents of its inputs, computed once each.
+/// What the cost of a launch depends on: its kernel, the sizes, and the contents of arguments that are inputs.
+type Key = (u32, Vec<i64>, Vec<Option<Vec<i32>>>);
+
+/// Costs that were computed.
 struct Costs<'a> {
     program: &'a Program,
-    known: HashMap<(u32, Vec<i64>, Vec<Option<Vec<i32>>>), Cost>,
+    known: HashMap<Key, Cost>,
 }
 
 impl Costs<'_> {
