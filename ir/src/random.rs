@@ -119,7 +119,7 @@ pub fn limits(m: &Module, f: &Function, sizes: &[i64]) -> Vec<Option<Limit>> {
             }
             Op::KvAppend => set(&mut all, x[3], slots(x[0]), true),
             Op::ExpertLinear => set(&mut all, x[2], inst.attrs[0].as_int(), false),
-            Op::Attend | Op::AttendSloped => {
+            Op::Attend | Op::AttendSloped | Op::AttendParts => {
                 let page = inst.attrs[3].as_int().max(1);
                 set(&mut all, x[2], extent(x[4], 1).saturating_mul(page), false);
                 set(&mut all, x[3], extent(x[4], 0), false);

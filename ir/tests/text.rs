@@ -342,6 +342,7 @@ fn micro_op() -> impl Strategy<Value = MicroOp> {
         packed.prop_map(MicroOp::Unpack),
         float.clone().prop_map(MicroOp::Fma),
         (float, any::<u32>(), any::<u32>()).prop_map(|(dtype, scale, cap)| MicroOp::Attend(Attend {
+            parts: cap & 1 == 1,
             dtype,
             scale,
             cap

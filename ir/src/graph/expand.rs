@@ -202,6 +202,28 @@ pub fn softmax(b: &mut Builder<'_>, x: &[Value], _: &[Attr]) -> Built {
     b.bin(Op::Div, e, s)
 }
 
+/// Sums of pieces by `e^(max - largest max)`, over the sum of their weights.
+pub fn attend_merge(b: &mut Builder<'_>, x: &[Value], _: &[Attr]) -> Built {
+    let width = b.shape(x[0])[3].as_const().unwrap_or(0) as usize;
+    let dim = width.saturating_sub(2);
+    let mut by_part = |start: usize, len: usize| {
+        let piece = b.slice(x[0], 3, start, len)?;
+        b.emit(Op::Permute, &[piece], vec![Attr::Ints(vec![0, 1, 3, 2])])
+    };
+    let (sums, max, total) = (by_part(0, dim)?, by_part(dim, 1)?, by_part(dim + 1, 1)?);
+    let top = b.un(Op::ReduceMax, max)?;
+    let less = b.bin(Op::Sub, max, top)?;
+    let weight = b.un(Op::Exp, less)?;
+    let mut add = |of: Value| {
+        let of = b.bin(Op::Mul, of, weight)?;
+        b.un(Op::ReduceSum, of)
+    };
+    let (sums, total) = (add(sums)?, add(total)?);
+    let y = b.bin(Op::Div, sums, total)?;
+    let shape = b.shape(y)[..3].to_vec();
+    b.reshape(y, shape)
+}
+
 /// `rope_apply(x, rope_table(pos))`
 pub fn rope(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
     let table = b.emit(Op::RopeTable, &x[1..], a[..2].to_vec())?;

@@ -538,6 +538,28 @@ pub fn attend(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
     Ok(t[0].clone())
 }
 
+pub fn attend_parts(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
+    let ty = attend(s, t, a)?;
+    let q = &tensor(&ty, "queries")?.shape;
+    let parts = a[4].as_int();
+    if !(1..=1 << 16).contains(&parts) {
+        return err("E0213", format!("{parts} parts"));
+    }
+    Ok(Ty::tensor(DType::F32, vec![q[0].clone(), q[1].clone(), parts.into(), q[2].clone() + 2.into()]))
+}
+
+pub fn attend_merge(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
+    let x = tensor(t[0], "parts")?;
+    float(x, "parts")?;
+    rank(x, s, 4, "parts")?;
+    match x.shape[3].as_const() {
+        Some(width) if width > 2 => {
+            Ok(Ty::tensor(x.elem, vec![x.shape[0].clone(), x.shape[1].clone(), (width - 2).into()]))
+        }
+        _ => err("E0210", format!("parts have {} numbers, where more than 2 are due", s.show(&x.shape[3]))),
+    }
+}
+
 pub fn attend_sloped(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
     let ty = attend(s, t, a)?;
     let (heads, slopes) = (&tensor(&ty, "queries")?.shape[1], a[4].as_floats().len());

@@ -550,17 +550,54 @@ pub(super) fn kv_read(_: &Ctx<'_>, i: &Inst, x: &[&Val], _: &Ty) -> Res {
 
 /// Attention, position by position, over the seen slots only.
 pub(super) fn attend(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
+    let slopes = i.attrs.get(4).map_or(vec![], Attr::as_floats);
+    attention(c, i, x, ty, &slopes, &mut |scores, value, out| {
+        let (_, sum) = weighted(scores, value, out);
+        out.iter_mut().for_each(|o| *o /= sum);
+    })
+}
+
+/// Attention over pieces of the positions.
+pub(super) fn attend_parts(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
+    let parts = i.attrs[4].as_int() as usize;
+    attention(c, i, x, ty, &[], &mut |scores, value, out| {
+        let (len, width) = (scores.len().div_ceil(parts).next_multiple_of(16), out.len() / parts);
+        for (p, out) in out.chunks_exact_mut(width).enumerate() {
+            let first = (p * len).min(scores.len());
+            let piece = &scores[first..scores.len().min(first + len)];
+            let (max, sum) = weighted(piece, &|j| value(first + j), &mut out[..width - 2]);
+            out[width - 2..].copy_from_slice(&[max.max(-1e30), sum]);
+        }
+    })
+}
+
+/// Adds up values by the exponentials of their scores, less the largest; gives that and the sum of weights.
+fn weighted(scores: &[f32], value: &dyn Fn(usize) -> Vec<f32>, out: &mut [f32]) -> (f32, f32) {
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for (j, s) in scores.iter().enumerate() {
+        let w = (s - max).exp();
+        sum += w;
+        out.iter_mut().zip(value(j)).for_each(|(o, v)| *o += w * v);
+    }
+    (max, sum)
+}
+
+/// Fills the rows of a token's head from its scores and the values of its positions, in order.
+type Fill<'f> = &'f mut dyn FnMut(&[f32], &dyn Fn(usize) -> Vec<f32>, &mut [f32]);
+
+fn attention(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty, slopes: &[f32], fill: Fill<'_>) -> Res {
     let Val::Kv([k, v], [slots, heads, dim]) = x[1] else { return bad("state expected") };
     let shape = c.shape(ty);
     let (n, hq) = (shape[0], shape[1]);
     let (scale, window) = (i.attrs[0].as_f32(), i.attrs[1].as_int());
     let (cap, page) = (i.attrs[2].as_f32(), i.attrs[3].as_int());
-    let slopes = i.attrs.get(4).map_or(vec![], Attr::as_floats);
+    let width: usize = shape[2..].iter().product();
     let q = tensor(x[0])?.to_f32()?;
     let (pos, seq, pages) = (tensor(x[2])?, tensor(x[3])?, tensor(x[4])?);
     let per_seq = pages.shape[1];
     let group = hq / heads;
-    let mut y = vec![0.0; n * hq * dim];
+    let mut y = vec![0.0; n * hq * width];
     for t in 0..n {
         let (p, s) = (pos.ints()?[t], seq.ints()?[t] as usize);
         let first = if window > 0 { (p - window + 1).max(0) } else { 0 };
@@ -584,15 +621,8 @@ pub(super) fn attend(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
                 s + slope * (j - p) as f32
             };
             let scores: Vec<f32> = (first..).zip(&at).map(score).collect();
-            let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let e: Vec<f32> = scores.iter().map(|s| (s - max).exp()).collect();
-            let sum: f32 = e.iter().sum();
-            let out = &mut y[(t * hq + h) * dim..][..*dim];
-            for (w, slot) in e.iter().zip(&at) {
-                for (o, v) in out.iter_mut().zip(row(v, *slot)) {
-                    *o += w / sum * v;
-                }
-            }
+            let out = &mut y[(t * hq + h) * width..][..width];
+            fill(&scores, &|j| row(v, at[j]), out);
         }
     }
     out(shape, Data::F32(Arc::new(y)))

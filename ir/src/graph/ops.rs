@@ -206,6 +206,14 @@ ops! {
         {scale: Float, window: Int, softcap: Float, page: Int, slopes: Floats}
         State, infer::attend_sloped, interp::attend, expand::attend;
 
+    /// `attend` over `parts` pieces of the positions that each token sees, whose lengths are equal multiples of 16 but for the last ones:
+    /// `[n, heads, parts, dim + 2]` holds values summed with weights `e^(score - max)`, then that largest score of the piece, at least
+    /// -1e30, then the sum of weights.
+    AttendParts = "attend_parts" (q, state, pos, seq, pages) {scale: Float, window: Int, softcap: Float, page: Int, parts: Int}
+        State, infer::attend_parts, interp::attend_parts;
+    /// The result of `attend` from what `attend_parts` gives.
+    AttendMerge = "attend_merge" (parts) {} State, infer::attend_merge, interp::by_expansion, expand::attend_merge;
+
     /// Indices i32 `[.., k]` of the `k` largest elements along the last axis, largest first, the smaller index first among equals.
     TopK = "top_k" (x) {k: Int} Elementwise, infer::top_k, interp::by_expansion, expand::top_k;
     /// `y[.., j] = x[.., ids[.., j]]`

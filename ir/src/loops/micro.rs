@@ -34,7 +34,7 @@ pub enum MicroOp {
     ///
     /// `out f32[rows, dim] = softmax(q[rows, dim] * keys) * values`, from `out`, `q`, `keys[slots, heads, dim]` and `values` at one
     /// head, `pages i32[sequences, pages]`, and `meta i64[rows, 3]`: first position, last position, sequence of each row.
-    /// Sizes: rows, dim, positions per page.
+    /// Sizes: rows, dim, positions per page. With `parts`, rows have two numbers more and are those of `attend_parts`.
     Attend(Attend),
 }
 
@@ -47,6 +47,8 @@ pub struct Attend {
     pub scale: u32,
     /// Soft cap of scores, f32 bits; 0 for none.
     pub cap: u32,
+    /// Are sums left with the largest score and the sum of weights behind them, instead of divided? Ranges may be empty then.
+    pub parts: bool,
 }
 
 /// A call of a micro-kernel.
@@ -106,7 +108,7 @@ impl MicroOp {
     /// What the routine is told beside sizes and strides.
     pub fn constants(self) -> Vec<i64> {
         match self {
-            MicroOp::Attend(a) => vec![a.scale.into(), a.cap.into()],
+            MicroOp::Attend(a) => vec![a.scale.into(), a.cap.into(), a.parts.into()],
             _ => vec![],
         }
     }
@@ -128,7 +130,10 @@ impl fmt::Display for MicroOp {
             MicroOp::Dot(p) => write!(f, "dot {}", Elem::Packed(*p)),
             MicroOp::Fma(d) => write!(f, "fma {d}"),
             MicroOp::Unpack(p) => write!(f, "unpack {}", Elem::Packed(*p)),
-            MicroOp::Attend(a) => write!(f, "attend {} {:08x} {:08x}", a.dtype, a.scale, a.cap),
+            MicroOp::Attend(a) => {
+                let parts = if a.parts { " parts" } else { "" };
+                write!(f, "attend {} {:08x} {:08x}{parts}", a.dtype, a.scale, a.cap)
+            }
         }
     }
 }
@@ -148,8 +153,9 @@ impl FromStr for MicroOp {
             ["dot", p] => packed(p).map(MicroOp::Dot),
             ["fma", d] => float(d).map(MicroOp::Fma),
             ["unpack", p] => packed(p).map(MicroOp::Unpack),
-            ["attend", d, scale, cap] => {
-                Ok(MicroOp::Attend(Attend { dtype: float(d)?, scale: bits(scale)?, cap: bits(cap)? }))
+            ["attend", d, scale, cap, more @ ..] if matches!(more, [] | ["parts"]) => {
+                let parts = !more.is_empty();
+                Ok(MicroOp::Attend(Attend { dtype: float(d)?, scale: bits(scale)?, cap: bits(cap)?, parts }))
             }
             _ => Err(()),
         }
@@ -423,12 +429,19 @@ impl Micro {
                 }));
                 body
             });
-            let scale = each(k, "d", dim.clone(), |k, d| {
-                let old = self.load(k, 0, &[r.clone(), d.clone()]);
-                vec![self.store(&[r.clone(), d], old / get(k, total))]
-            });
             let (low, none) = (set(top, Expr::float(f32::NEG_INFINITY)), set(total, Expr::float(0.0)));
-            vec![b1, b2, b3, low, none, largest, clear, sums, scale]
+            let mut all = vec![b1, b2, b3, low, none, largest, clear, sums];
+            if a.parts {
+                let max = get(k, top).max(Expr::float(-1e30));
+                all.push(self.store(&[r.clone(), dim.clone()], max));
+                all.push(self.store(&[r, dim.clone() + 1], get(k, total)));
+            } else {
+                all.push(each(k, "d", dim.clone(), |k, d| {
+                    let old = self.load(k, 0, &[r.clone(), d.clone()]);
+                    vec![self.store(&[r.clone(), d], old / get(k, total))]
+                }));
+            }
+            all
         })]
     }
 }

@@ -91,6 +91,13 @@ impl Gen<'_, '_> {
         Some(v)
     }
 
+    /// As [`Gen::emit`], of a value that only the caller goes on with.
+    pub fn emit_inner(&mut self, op: Op, operands: &[Value], attrs: Vec<Attr>, fact: Fact) -> Option<Value> {
+        let v = self.emit(op, operands, attrs, fact)?;
+        self.pool.retain(|p| *p != v);
+        Some(v)
+    }
+
     fn know(&mut self, v: Value, fact: Fact) {
         self.facts.resize(v.0 as usize + 1, Fact::exact(0.0, 0.0));
         self.facts[v.0 as usize] = fact;

@@ -45,6 +45,8 @@ impl Gen<'_, '_> {
                 self.emit(op, &[self.states[s].1], vec![Attr::Int(which)], Fact::rounded(-100.0, 100.0))
             }
             Op::Attend | Op::AttendSloped => self.attend(op),
+            // What pieces hold is for merging.
+            Op::AttendParts | Op::AttendMerge => self.attend(Op::AttendParts),
             Op::Rope | Op::RopeTable | Op::RopeApply => self.rope(op),
             _ => None,
         }
@@ -421,8 +423,13 @@ impl Gen<'_, '_> {
             let slopes: Vec<f32> = (0..heads).map(|_| self.r.normal().abs()).collect();
             attrs.push(Attr::floats(&slopes));
         }
-        let state = self.states[s].1;
-        self.emit(op, &[q, state, pos, seq, pages], attrs, Fact::rounded(-100.0, 100.0))
+        let (state, fact) = (self.states[s].1, Fact::rounded(-100.0, 100.0));
+        if op != Op::AttendParts {
+            return self.emit(op, &[q, state, pos, seq, pages], attrs, fact);
+        }
+        attrs.push(Attr::Int(self.r.pick(&[1, 2, 3, 8])));
+        let parts = self.emit_inner(op, &[q, state, pos, seq, pages], attrs, fact)?;
+        self.emit(Op::AttendMerge, &[parts], vec![], fact)
     }
 
     fn rope(&mut self, op: Op) -> Option<Value> {

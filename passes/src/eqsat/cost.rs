@@ -36,6 +36,9 @@ impl Target {
     };
 }
 
+/// Positions of a page, about.
+const TYPICAL_PAGE: u64 = 16;
+
 /// Size at which symbols are costed: the value itself when fixed, else a typical one within the bounds.
 pub fn point(syms: &Syms, d: &Dim) -> u64 {
     d.eval(|s| syms.decl(s).hi.min(512).max(syms.decl(s).lo)).max(0) as u64
@@ -127,6 +130,19 @@ fn resident(syms: &Syms, operands: &[&Ty], result: &Ty) -> u64 {
     bytes(syms, result).saturating_sub(least)
 }
 
+/// Bytes of keys and values that attention of few tokens reads: queries' heads each read all, pieces once for those that share them,
+/// by routines that compute them together.
+fn cached(target: Target, syms: &Syms, operands: &[&Ty], result: &Ty) -> u64 {
+    let [Ty::Tensor(q), Ty::Kv(kv), _, _, Ty::Tensor(pages)] = operands else { return 0 };
+    let (Some(heads), Some(tokens)) = (q.shape.get(1), q.shape.first()) else { return 0 };
+    let in_pieces = result.as_tensor().is_some_and(|t| t.shape.len() > q.shape.len());
+    let readers = if in_pieces && target.micro { kv.heads as u64 } else { point(syms, heads) };
+    let positions = pages.shape.last().map_or(0, |d| point(syms, d)).saturating_mul(TYPICAL_PAGE);
+    let read = positions.saturating_mul(readers).saturating_mul((2 * kv.dim * kv.dtype.size()) as u64);
+    // Many tokens are computed together either way.
+    if point(syms, tokens) == 1 { read } else { 0 }
+}
+
 /// Cost of one node given the types of its operands and result.
 pub fn node(target: Target, syms: &Syms, op: Op, operands: &[&Ty], result: &Ty, weight_only: bool) -> Cost {
     if weight_only {
@@ -168,6 +184,8 @@ pub fn node(target: Target, syms: &Syms, op: Op, operands: &[&Ty], result: &Ty, 
             let plain = operands[0].as_tensor().is_some_and(|t| t.elem.scalar().is_some());
             Cost::kernel(target, read, 0) + Cost::of(u64::from(plain))
         }
-        Class::Reduce | Class::Repr | Class::State => Cost::kernel(target, moved, 0),
+        Class::Reduce | Class::Repr | Class::State => {
+            Cost::kernel(target, moved + cached(target, syms, operands, result), 0)
+        }
     }
 }

@@ -7,7 +7,7 @@ use marquetry_ir::loops::{Buf, Kernel, Scope};
 use marquetry_ir::{DType, Dim, Elem, Packed, Syms};
 
 use super::read::{Cx, Lowered, Planes};
-use super::{attend, contract, map, row};
+use super::{attend, contract, map, parts, row};
 
 /// What a kernel argument is bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,6 +179,14 @@ fn body(cx: &mut Cx<'_>, results: &HashMap<Value, Planes>) -> Lowered<()> {
     if let Some(inst) = find(&|o| matches!(o, Op::Attend | Op::AttendSloped)) {
         let out = f.results.first().and_then(|(_, v)| results.get(v)).filter(|_| f.results.len() == 1);
         return attend::attend(cx, inst, out.ok_or("attention has one result")?);
+    }
+    if let Some(inst) = find(&|o| o == Op::AttendParts) {
+        let (_, out) = single()?;
+        return parts::parts(cx, inst, out);
+    }
+    if let Some(inst) = find(&|o| o == Op::AttendMerge) {
+        let out = f.results.first().and_then(|(_, v)| results.get(v)).filter(|_| f.results.len() == 1);
+        return parts::merge(cx, inst, out.ok_or("attention has one result")?);
     }
     if find(&|o| o.class() == Class::Reduce || o == Op::Quantize).is_some() {
         return row::rows(cx, results);

@@ -9,6 +9,7 @@ mod contract;
 pub mod index;
 mod kernel;
 mod map;
+mod parts;
 mod program;
 mod read;
 mod row;

@@ -30,7 +30,8 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     let kv_heads = cx.k.decl(keys).shape[1].as_const().ok_or("symbolic key heads")?;
     let window = inst.attrs[1].as_int();
     let (cap, page) = (inst.attrs[2].as_f32().max(0.0), inst.attrs[3].as_int());
-    let op = Attend { dtype: cx.k.decl(keys).dtype, scale: inst.attrs[0].as_f32().to_bits(), cap: cap.to_bits() };
+    let scale = inst.attrs[0].as_f32().to_bits();
+    let op = Attend { dtype: cx.k.decl(keys).dtype, scale, cap: cap.to_bits(), parts: false };
 
     // Heads that share keys, all of them or as many as leave enough iterations.
     let shared = heads / kv_heads;

@@ -25,6 +25,8 @@ pub struct Job {
     pub next: [usize; 2],
     pub scale: f32,
     pub cap: f32,
+    /// Are sums left with the largest score and the sum of weights behind them?
+    pub parts: bool,
 }
 
 /// The rows of a call, those of each sequence together and at most [`ROWS`].
@@ -62,6 +64,7 @@ pub unsafe fn jobs(c: Call) -> impl Iterator<Item = Job> {
                 next: [stride(1), stride(0)],
                 scale: float(0),
                 cap: float(1),
+                parts: c.size(11) != 0,
             };
             first += count;
             Some(job)
@@ -79,6 +82,16 @@ impl Job {
     #[inline(always)]
     pub unsafe fn range(self, r: usize) -> (i64, i64) {
         unsafe { (*self.meta.add(3 * r), *self.meta.add(3 * r + 1)) }
+    }
+
+    /// Puts the largest score and the sum of weights behind a row's sums.
+    #[inline(always)]
+    pub unsafe fn leave(self, r: usize, max: f32, total: f32) {
+        unsafe {
+            let end = self.out.add(r * self.next[1] + self.dim);
+            *end = max.max(-1e30);
+            *end.add(1) = total;
+        }
     }
 
     /// The element where a position's numbers begin.
@@ -134,7 +147,10 @@ pub unsafe fn plain<const D: u8>(job: Job) {
                     *out.add(d) = w.mul_add(number(job.values, slot + d), *out.add(d) * shrink);
                 });
             }
-            (0..job.dim).for_each(|d| *out.add(d) /= total);
+            match job.parts {
+                true => job.leave(r, max, total),
+                false => (0..job.dim).for_each(|d| *out.add(d) /= total),
+            }
         }
     }
 }

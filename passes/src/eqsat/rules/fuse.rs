@@ -6,7 +6,22 @@ use marquetry_ir::graph::{Attr, Op};
 use super::rules;
 use crate::eqsat::facts::add;
 
+/// Pieces that attention of one token is split into.
+const PARTS: i64 = 8;
+
 rules! {
+    /// Attention of one token in pieces of the positions that it sees: heads that share keys read them once.
+    "attend-split" Fuse Reassociates: "(attend ?q ?state ?pos ?seq ?pages ?scale ?window ?cap ?page)" =>
+        "(attend_merge (attend_parts ?q ?state ?pos ?seq ?pages ?scale ?window ?cap ?page 8))" if "there is one token", |g, b| {
+            let one = b.shape(g, "q")?.first()?.as_const() == Some(1);
+            let operands = ["q", "state", "pos", "seq", "pages"].map(|n| b.id(n));
+            let operands: Vec<_> = operands.into_iter().collect::<Option<_>>().filter(|_| one)?;
+            let attrs = ["scale", "window", "cap", "page"].map(|n| b.attr(g, n));
+            let mut attrs: Vec<Attr> = attrs.into_iter().collect::<Option<_>>()?;
+            attrs.push(Attr::Int(PARTS));
+            let parts = add(g, Op::AttendParts, &operands, attrs)?;
+            add(g, Op::AttendMerge, &[parts], vec![])
+        };
     /// Activations in 8 bits beside packed weights: integer products.
     "int8-linear" Fuse Approximates: "(linear ?x (pack ?w ?e))" => "(qlinear (quantize ?x) (pack ?w ?e))"
         if "the layout is quantized", |g, b| {

@@ -67,6 +67,10 @@ unsafe fn vectors<const D: u8>(job: Job) {
             at += count;
         }
         for r in 0..job.rows {
+            if job.parts {
+                job.leave(r, state.max[r], state.total[r]);
+                continue;
+            }
             let (out, inverse) = (job.out.add(r * job.next[1]), _mm256_set1_ps(1.0 / state.total[r]));
             for d in (0..job.dim).step_by(8) {
                 _mm256_storeu_ps(out.add(d), _mm256_mul_ps(_mm256_loadu_ps(out.add(d)), inverse));

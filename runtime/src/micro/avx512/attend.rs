@@ -1,6 +1,7 @@
 //! Attention: positions in chunks of 16, softmax on the fly (Milakov and Gimelshein, arXiv 1805.02867).
 
 use core::arch::x86_64::*;
+use core::mem::MaybeUninit;
 
 use marquetry_ir::DType;
 use marquetry_ir::loops::Routine;
@@ -13,9 +14,14 @@ use super::math::{exp, load16, sums, tanh, transpose};
 /// Positions of a chunk.
 const CHUNK: usize = 16;
 /// Rows from which on keys are transposed first.
-const MANY: usize = 6;
+const MANY: usize = 3;
 /// Largest head that keys are transposed for.
 const DIM: usize = 256;
+/// Rows whose scores are cheap to clear.
+const FEW: usize = 8;
+
+/// Keys with positions as lanes, as many as a head has features.
+type Columns = [MaybeUninit<__m512>; DIM];
 
 /// The routine for an element type of the cache.
 pub fn attend(a: Attend) -> Option<Routine> {
@@ -39,7 +45,19 @@ unsafe extern "C" fn run<const D: u8>(args: *const *mut u8, sizes: *const i64) {
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
 unsafe fn vectors<const D: u8>(job: Job) {
     unsafe {
+        match job.rows <= FEW {
+            true => walk::<D>(job, &mut [_mm512_setzero_ps(); FEW]),
+            false => walk::<D>(job, &mut [_mm512_setzero_ps(); ROWS]),
+        }
+    }
+}
+
+/// Walks over the positions.
+#[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
+unsafe fn walk<const D: u8>(job: Job, scores: &mut [__m512]) {
+    unsafe {
         let mut state = State::new();
+        let mut columns: Columns = [const { MaybeUninit::uninit() }; DIM];
         let (mut low, mut high) = (i64::MAX, i64::MIN);
         for r in 0..job.rows {
             let (first, last) = job.range(r);
@@ -49,8 +67,6 @@ unsafe fn vectors<const D: u8>(job: Job) {
                 _mm512_storeu_ps(out.add(d), _mm512_setzero_ps());
             }
         }
-        let mut columns = [_mm512_setzero_ps(); DIM];
-        let mut scores = [_mm512_setzero_ps(); ROWS];
         let mut at = low.max(0) as usize;
         while at as i64 <= high {
             // A chunk ends with its page, beyond which slots are not neighbours.
@@ -59,23 +75,28 @@ unsafe fn vectors<const D: u8>(job: Job) {
             let keys = job.keys.add(slot * Job::size::<D>());
             if job.rows >= MANY {
                 gather::<D>(job, keys, count, &mut columns);
-                by_columns(job, &columns, &mut scores);
+                by_columns(job, &columns, scores);
             } else {
-                by_rows::<D>(job, keys, count, &mut scores);
+                by_rows::<D>(job, keys, count, scores);
             }
-            softmax(job, (at as i64, count), &mut scores, &mut state);
+            softmax(job, (at as i64, count), scores, &mut state);
             let values = job.values.add(slot * Job::size::<D>());
             let mut r = 0;
             while r < job.rows {
                 r += match job.rows - r {
-                    4.. => weigh::<D, 4>(job, values, count, &scores, r),
-                    2.. => weigh::<D, 2>(job, values, count, &scores, r),
-                    _ => weigh::<D, 1>(job, values, count, &scores, r),
+                    4.. => weigh::<D, 4>(job, values, count, scores, r),
+                    3 => weigh::<D, 3>(job, values, count, scores, r),
+                    2 => weigh::<D, 2>(job, values, count, scores, r),
+                    _ => weigh::<D, 1>(job, values, count, scores, r),
                 };
             }
             at += count;
         }
         for r in 0..job.rows {
+            if job.parts {
+                job.leave(r, state.max[r], state.total[r]);
+                continue;
+            }
             let (out, inverse) = (job.out.add(r * job.next[1]), _mm512_set1_ps(1.0 / state.total[r]));
             for d in (0..job.dim).step_by(16) {
                 _mm512_storeu_ps(out.add(d), _mm512_mul_ps(_mm512_loadu_ps(out.add(d)), inverse));
@@ -87,14 +108,16 @@ unsafe fn vectors<const D: u8>(job: Job) {
 /// Keys of a chunk with positions as lanes: `columns[d]`. Positions beyond `count` repeat the last one.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
-unsafe fn gather<const D: u8>(job: Job, keys: *const u8, count: usize, columns: &mut [__m512; DIM]) {
+unsafe fn gather<const D: u8>(job: Job, keys: *const u8, count: usize, columns: &mut Columns) {
     unsafe {
         for d in (0..job.dim).step_by(16) {
             let mut rows = [_mm512_setzero_ps(); 16];
             for (j, row) in rows.iter_mut().enumerate() {
                 *row = load16::<D>(keys.add((j.min(count - 1) * job.slot + d) * Job::size::<D>()));
             }
-            columns[d..d + 16].copy_from_slice(&transpose(&rows));
+            for (column, v) in columns[d..].iter_mut().zip(transpose(&rows)) {
+                column.write(v);
+            }
         }
     }
 }
@@ -102,19 +125,30 @@ unsafe fn gather<const D: u8>(job: Job, keys: *const u8, count: usize, columns: 
 /// Products of all rows with a chunk of keys, given by columns.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
-unsafe fn by_columns(job: Job, columns: &[__m512; DIM], scores: &mut [__m512; ROWS]) {
+unsafe fn by_columns(job: Job, columns: &Columns, scores: &mut [__m512]) {
+    /// `T` rows from `r` on, each summed in `U` parts, so that enough sums are under way.
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
-    unsafe fn tile<const T: usize>(job: Job, columns: &[__m512; DIM], scores: &mut [__m512; ROWS], r: usize) -> usize {
+    unsafe fn tile<const T: usize, const U: usize>(
+        job: Job,
+        columns: &Columns,
+        scores: &mut [__m512],
+        r: usize,
+    ) -> usize {
         unsafe {
             let q = job.q.add(r * job.next[0]);
-            let mut acc = [_mm512_setzero_ps(); T];
-            for (d, column) in columns.iter().enumerate().take(job.dim) {
-                for (t, acc) in acc.iter_mut().enumerate() {
-                    *acc = _mm512_fmadd_ps(_mm512_set1_ps(*q.add(t * job.next[0] + d)), *column, *acc);
+            let mut acc = [[_mm512_setzero_ps(); U]; T];
+            for d in (0..job.dim).step_by(U) {
+                for u in 0..U {
+                    let column = columns[d + u].assume_init();
+                    for (t, acc) in acc.iter_mut().enumerate() {
+                        acc[u] = _mm512_fmadd_ps(_mm512_set1_ps(*q.add(t * job.next[0] + d + u)), column, acc[u]);
+                    }
                 }
             }
-            scores[r..r + T].copy_from_slice(&acc);
+            for (score, acc) in scores[r..].iter_mut().zip(&acc) {
+                *score = acc[1..].iter().fold(acc[0], |s, a| _mm512_add_ps(s, *a));
+            }
             T
         }
     }
@@ -122,10 +156,11 @@ unsafe fn by_columns(job: Job, columns: &[__m512; DIM], scores: &mut [__m512; RO
         let mut r = 0;
         while r < job.rows {
             r += match job.rows - r {
-                8.. => tile::<8>(job, columns, scores, r),
-                4.. => tile::<4>(job, columns, scores, r),
-                2.. => tile::<2>(job, columns, scores, r),
-                _ => tile::<1>(job, columns, scores, r),
+                8.. => tile::<8, 1>(job, columns, scores, r),
+                4.. => tile::<4, 2>(job, columns, scores, r),
+                3 => tile::<3, 4>(job, columns, scores, r),
+                2 => tile::<2, 4>(job, columns, scores, r),
+                _ => tile::<1, 4>(job, columns, scores, r),
             };
         }
     }
@@ -134,7 +169,7 @@ unsafe fn by_columns(job: Job, columns: &[__m512; DIM], scores: &mut [__m512; RO
 /// Products of few rows with a chunk of keys.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
-unsafe fn by_rows<const D: u8>(job: Job, keys: *const u8, count: usize, scores: &mut [__m512; ROWS]) {
+unsafe fn by_rows<const D: u8>(job: Job, keys: *const u8, count: usize, scores: &mut [__m512]) {
     unsafe {
         for (r, score) in scores.iter_mut().enumerate().take(job.rows) {
             let q = job.q.add(r * job.next[0]);
@@ -154,7 +189,7 @@ unsafe fn by_rows<const D: u8>(job: Job, keys: *const u8, count: usize, scores: 
 /// Turns scores into weights, and rescales what was summed with a smaller maximum.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
-unsafe fn softmax(job: Job, (at, count): (i64, usize), scores: &mut [__m512; ROWS], state: &mut State) {
+unsafe fn softmax(job: Job, (at, count): (i64, usize), scores: &mut [__m512], state: &mut State) {
     unsafe {
         for (r, score) in scores.iter_mut().enumerate().take(job.rows) {
             let (first, last) = job.range(r);
@@ -194,7 +229,7 @@ unsafe fn weigh<const D: u8, const T: usize>(
     job: Job,
     values: *const u8,
     count: usize,
-    scores: &[__m512; ROWS],
+    scores: &[__m512],
     r: usize,
 ) -> usize {
     unsafe {
