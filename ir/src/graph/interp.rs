@@ -552,8 +552,9 @@ pub(super) fn kv_read(_: &Ctx<'_>, i: &Inst, x: &[&Val], _: &Ty) -> Res {
 pub(super) fn attend(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
     let slopes = i.attrs.get(4).map_or(vec![], Attr::as_floats);
     attention(c, i, x, ty, &slopes, &mut |scores, value, out| {
-        let (_, sum) = weighted(scores, value, out);
-        out.iter_mut().for_each(|o| *o /= sum);
+        let (_, weights) = exponentials(scores);
+        let sum: f32 = weights.iter().sum();
+        add_weighted(weights.iter().map(|w| w / sum), value, out);
     })
 }
 
@@ -565,22 +566,23 @@ pub(super) fn attend_parts(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
         for (p, out) in out.chunks_exact_mut(width).enumerate() {
             let first = (p * len).min(scores.len());
             let piece = &scores[first..scores.len().min(first + len)];
-            let (max, sum) = weighted(piece, &|j| value(first + j), &mut out[..width - 2]);
-            out[width - 2..].copy_from_slice(&[max.max(-1e30), sum]);
+            let (max, weights) = exponentials(piece);
+            out[width - 2..].copy_from_slice(&[max.max(-1e30), weights.iter().sum()]);
+            add_weighted(weights.into_iter(), &|j| value(first + j), &mut out[..width - 2]);
         }
     })
 }
 
-/// Adds up values by the exponentials of their scores, less the largest; gives that and the sum of weights.
-fn weighted(scores: &[f32], value: &dyn Fn(usize) -> Vec<f32>, out: &mut [f32]) -> (f32, f32) {
+/// The largest score, and the exponentials of scores less it.
+fn exponentials(scores: &[f32]) -> (f32, Vec<f32>) {
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for (j, s) in scores.iter().enumerate() {
-        let w = (s - max).exp();
-        sum += w;
+    (max, scores.iter().map(|s| (s - max).exp()).collect())
+}
+
+fn add_weighted(weights: impl Iterator<Item = f32>, value: &dyn Fn(usize) -> Vec<f32>, out: &mut [f32]) {
+    for (j, w) in weights.enumerate() {
         out.iter_mut().zip(value(j)).for_each(|(o, v)| *o += w * v);
     }
-    (max, sum)
 }
 
 /// Fills the rows of a token's head from its scores and the values of its positions, in order.
