@@ -82,6 +82,7 @@ fn every_expansion_is_covered() {
         "rope_apply",
         "attend",
         "attend_sloped",
+        "attend_merge",
         "layer_norm",
         "top_k",
         "pick",
@@ -271,7 +272,7 @@ fn gated_products_equal_two_products() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// `attend` itself and its expansion, over pages in any order and slots that hold NaN.
+    /// `attend` itself, its expansion and its pieces put together, over pages in any order and slots that hold NaN.
     #[test]
     fn attention_equals_its_expansion(
         n in 1usize..6,
@@ -283,6 +284,7 @@ proptest! {
         capped: bool,
         seed: u64,
         sloped: bool,
+        parts in 1i64..5,
         shuffle in Just((0..12).collect::<Vec<i32>>()).prop_shuffle(),
         lengths in proptest::collection::vec(1usize..12, 2),
     ) {
@@ -319,10 +321,12 @@ proptest! {
             true => (Op::AttendSloped, vec![Attr::floats(&numbers(heads, seed ^ 3))]),
             false => (Op::Attend, vec![]),
         };
+        let pieces = b.emit(Op::AttendParts, &operands, [&attrs[..], &[Attr::Int(parts)]].concat()).unwrap();
+        let merge = Op::AttendMerge.info().expand.unwrap()(&mut b, &[pieces], &[]).unwrap();
         let attrs = [attrs, slopes].concat();
         let direct = b.emit(op, &operands, attrs.clone()).unwrap();
         let expanded = op.info().expand.unwrap()(&mut b, &operands, &attrs).unwrap();
-        b.func.results = vec![("a".into(), direct), ("b".into(), expanded)];
+        b.func.results = vec![("a".into(), direct), ("b".into(), expanded), ("c".into(), merge)];
         let args = vec![
             Val::Tensor(Tensor::f32(&[n, heads, dim], numbers(n * heads * dim, seed))),
             Val::Kv([k.into(), v.into()], [slots, kv_heads, dim]),
@@ -331,10 +335,13 @@ proptest! {
             Val::Tensor(Tensor::i32(&[2, columns], pages)),
         ];
         let results = run(&b.func, &syms, &[], args);
-        let [Val::Tensor(a), Val::Tensor(b)] = &results[..] else { panic!() };
-        let (a, b) = (a.to_f32().unwrap(), b.to_f32().unwrap());
+        let [Val::Tensor(a), Val::Tensor(b), Val::Tensor(c)] = &results[..] else { panic!() };
+        let (a, b, c) = (a.to_f32().unwrap(), b.to_f32().unwrap(), c.to_f32().unwrap());
         prop_assert!(a.iter().all(|v| v.is_finite()));
         prop_assert!(distance(&a, &b) < 1e-5, "{}", distance(&a, &b));
+        if !sloped {
+            prop_assert!(distance(&a, &c) < 1e-5, "pieces: {}", distance(&a, &c));
+        }
     }
 }
 

@@ -396,9 +396,11 @@ impl Micro {
             let meta = |k: &Kernel, i: i64| self.load(k, 5, &[r.clone(), Expr::idx(i)]);
             let (b1, first) = bind(k, "first", meta(k, 0));
             let (b2, seq) = bind(k, "seq", meta(k, 2));
-            let (b3, count) = bind(k, "count", meta(k, 1) + 1 - first.clone());
+            let (b3, last) = bind(k, "last", meta(k, 1));
+            let count = last.clone() + 1 - first.clone();
             let score = |k: &mut Kernel, j: &Expr| {
-                let (c1, at) = bind(k, "at", first.clone() + j.clone());
+                // No less than it is; analyses of ranges learn from it where a piece ends.
+                let (c1, at) = bind(k, "at", (first.clone() + j.clone()).min(last.clone()));
                 let entry = self.load(k, 4, &[seq.clone(), at.clone() / page.clone()]).cast(DType::I64);
                 let (c2, slot) = bind(k, "slot", entry * page.clone() + at % page.clone());
                 let sum = each(k, "d", dim.clone(), |k, d| {

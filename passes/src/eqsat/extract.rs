@@ -1,8 +1,9 @@
 //! Extraction: greedy over the DAG, each class once, plus a local search over horizontal groups.
 //!
 //! For each class the cheapest node is kept with the *set* of classes it needs, so that shared operands count once (the
-//! "faster greedy DAG" of the extraction gym). A merge of siblings pays only when all of them take part, so each group is
-//! tried as a whole and kept when the whole region gets cheaper.
+//! "faster greedy DAG" of the extraction gym); then single nodes are changed while the whole gets cheaper. A merge of
+//! siblings pays only when all of them take part, so each group is tried as a whole and kept when the whole region gets
+//! cheaper.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -121,13 +122,8 @@ impl<'g> Problem<'g> {
         let key = |i: usize, b: &Best| (b.total, b.count, self.candidates[i][b.candidate].rank);
         for _ in 0..MAX_ROUNDS {
             let mut changed = false;
-            for (i, id) in self.ids.iter().enumerate() {
-                let only = wish.forced.get(id);
-                for (n, c) in self.candidates[i].iter().enumerate() {
-                    let banned = || wish.banned.iter().any(|(b, t)| b == id && same(self.g, t, c.node));
-                    if only.is_some_and(|o| !same(self.g, o, c.node)) || banned() {
-                        continue;
-                    }
+            for i in 0..self.ids.len() {
+                for (n, c) in self.candidates[i].iter().enumerate().filter(|(n, _)| self.allowed(wish, i, *n)) {
                     let Some(mut needs) = union(&best, &c.children, words).filter(|needs| !has(needs, i)) else {
                         continue;
                     };
@@ -148,23 +144,80 @@ impl<'g> Problem<'g> {
         best
     }
 
-    /// The cheapest choice for the roots that grants the wish; none if there is none.
+    /// A cheap choice for the roots that grants the wish; none if there is none.
     pub fn choose(&self, wish: &Wish) -> Option<Choice> {
-        let best = self.solve(wish);
-        let mut nodes = BTreeMap::new();
-        let mut cost = Cost::default();
-        let mut stack =
-            self.roots.iter().map(|r| self.index.get(&self.g.find(*r)).copied()).collect::<Option<Vec<_>>>()?;
-        while let Some(i) = stack.pop() {
-            if nodes.contains_key(&self.ids[i]) {
-                continue;
+        let mut taken: Vec<Option<usize>> = self.solve(wish).iter().map(|b| b.as_ref().map(|b| b.candidate)).collect();
+        let (order, cost) = self.improve(wish, &mut taken)?;
+        let node = |i: usize| Some((self.ids[i], self.candidates[i][taken[i]?].node.clone()));
+        Some(Choice { nodes: order.into_iter().filter_map(node).collect(), cost })
+    }
+
+    /// Changes single nodes of what the roots need while that makes the whole cheaper. The totals that `solve` compares may be
+    /// too small, of operands that took other nodes since; here all is counted anew.
+    fn improve(&self, wish: &Wish, taken: &mut [Option<usize>]) -> Option<(Vec<usize>, Cost)> {
+        let (mut order, mut cost) = self.reach(taken)?;
+        for _ in 0..MAX_ROUNDS {
+            let before = cost;
+            for i in order.clone() {
+                for n in 0..self.candidates[i].len() {
+                    if taken[i] == Some(n) || !self.allowed(wish, i, n) {
+                        continue;
+                    }
+                    let old = taken[i].replace(n);
+                    match self.reach(taken).filter(|(_, c)| c.weight(self.target) < cost.weight(self.target)) {
+                        Some(better) => (order, cost) = better,
+                        None => taken[i] = old,
+                    }
+                }
             }
-            let c = &self.candidates[i][best[i].as_ref()?.candidate];
-            cost = cost + c.cost;
-            stack.extend(&c.children);
-            nodes.insert(self.ids[i], c.node.clone());
+            if cost == before {
+                break;
+            }
         }
-        Some(Choice { nodes, cost })
+        Some((order, cost))
+    }
+
+    /// The classes that the roots need, and what they cost together; none where a node is missing or needs itself.
+    fn reach(&self, taken: &[Option<usize>]) -> Option<(Vec<usize>, Cost)> {
+        #[derive(Clone, Copy, PartialEq)]
+        enum Seen {
+            No,
+            Open,
+            Done,
+        }
+        let (mut seen, mut order, mut cost) = (vec![Seen::No; self.ids.len()], vec![], Cost::default());
+        let mut stack: Vec<usize> = vec![];
+        for r in self.roots {
+            stack.push(*self.index.get(&self.g.find(*r))?);
+            while let Some(&i) = stack.last() {
+                let c = &self.candidates[i][taken[i]?];
+                match seen[i] {
+                    Seen::No => {
+                        seen[i] = Seen::Open;
+                        if c.children.iter().any(|c| seen[*c] == Seen::Open) {
+                            return None;
+                        }
+                        stack.extend(c.children.iter().filter(|c| seen[**c] == Seen::No));
+                        continue;
+                    }
+                    Seen::Open => {
+                        seen[i] = Seen::Done;
+                        order.push(i);
+                        cost = cost + c.cost;
+                    }
+                    Seen::Done => {}
+                }
+                stack.pop();
+            }
+        }
+        Some((order, cost))
+    }
+
+    /// Does a wish let a class take this candidate?
+    fn allowed(&self, wish: &Wish, i: usize, n: usize) -> bool {
+        let (id, node) = (&self.ids[i], self.candidates[i][n].node);
+        let other = wish.forced.get(id).is_some_and(|only| !same(self.g, only, node));
+        !other && !wish.banned.iter().any(|(b, t)| b == id && same(self.g, t, node))
     }
 }
 

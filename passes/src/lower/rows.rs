@@ -10,8 +10,10 @@ use super::map::nest;
 use super::read::{Cx, Lowered, Planes};
 use super::row::groups;
 
-/// Rows of a tile, about: more share what is read of the cache, fewer are spread better over threads.
-const ROWS: i64 = 32;
+/// Rows of a tile, at most: more share what is read of the cache, fewer are spread better over threads.
+const ROWS: i64 = 64;
+/// Numbers of a tile's queries, at most: they are read again for every few positions.
+const NUMBERS: i64 = 8192;
 /// Iterations that a step of one token should have, to occupy some threads.
 const SPREAD: i64 = 8;
 
@@ -42,7 +44,7 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     } else {
         shared
     };
-    let tokens = if one { 1 } else { (ROWS / together).max(1) };
+    let tokens = if one { 1 } else { (ROWS.min(NUMBERS / dim.max(1)) / together).max(1) };
     let local = |cx: &mut Cx<'_>, name: &str, dtype, width: i64| {
         cx.k.buffer(name, dtype, vec![(tokens * together).into(), width.into()], Scope::Local)
     };
@@ -70,7 +72,8 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     let (first, count) = match one {
         true => (Expr::idx(0), Expr::idx(1)),
         false => {
-            let tile = name(cx, "tile", Expr::var(var) / sets, most);
+            // Later tokens see more: the longest work first, so that threads end together.
+            let tile = name(cx, "tile", tiles.clone() - 1 - Expr::var(var) / sets, most);
             let first = tile * tokens;
             let count = name(cx, "count", (n - first.clone()).min(Expr::idx(tokens)), tokens + 1);
             (first, count)
