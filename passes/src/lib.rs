@@ -10,6 +10,7 @@ pub mod fuse;
 pub mod lower;
 pub mod manager;
 pub mod outline;
+pub mod params;
 pub mod plan;
 pub mod schedule;
 #[cfg(test)]

@@ -10,9 +10,6 @@ use super::read::{Cx, Lowered, Planes};
 use super::row::groups;
 use super::rows;
 
-/// Positions whose scores are formed before the running maximum moves.
-const BLOCK: i64 = 16;
-
 /// `attend` stored to `out`: plain, or quantized per head, whose features are then whole groups.
 pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     if cx.micro && inst.op == Op::Attend {
@@ -22,6 +19,7 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     let Some(Planes::Kv([keys, values])) = cx.planes.get(&state).cloned() else {
         return Err("the cache is no argument".into());
     };
+    let width = cx.params.attend_block;
     let shape = cx.shape(q);
     let [heads, dim] = [1, 2].map(|i| shape[i].as_const());
     let (heads, dim) = (heads.ok_or("symbolic heads")?, dim.ok_or("symbolic head size")?);
@@ -32,8 +30,8 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
         Some(Attr::Floats(bits)) => cx.tables.iter().find(|(_, b)| b == bits).map(|(buf, _)| *buf),
         _ => None,
     };
-    let scores = cx.k.buffer("scores", DType::F32, vec![BLOCK.into()], Scope::Local);
-    let slots = cx.k.buffer("slots", DType::I64, vec![BLOCK.into()], Scope::Local);
+    let scores = cx.k.buffer("scores", DType::F32, vec![width.into()], Scope::Local);
+    let slots = cx.k.buffer("slots", DType::I64, vec![width.into()], Scope::Local);
     let acc = cx.k.buffer("sum", DType::F32, vec![dim.into()], Scope::Local);
     let stats = cx.reg("stats", DType::F32, &[2, 1]);
     let stat = |i: i64| vec![Expr::idx(i), Expr::idx(0)];
@@ -56,7 +54,7 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     let s = name(cx, "s", s);
     let first = if window > 0 { (p.clone() - (window - 1)).max(Expr::idx(0)) } else { Expr::idx(0) };
     let first = name(cx, "first", first);
-    let count = name(cx, "blocks", (p.clone() - first.clone() + BLOCK) / BLOCK);
+    let count = name(cx, "blocks", (p.clone() - first.clone() + width) / width);
 
     let query = match cx.planes.get(&q) {
         Some(Planes::Plain(_)) => None,
@@ -73,10 +71,10 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     body.push(cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| Ok(vec![cx.store(acc, vec![d], Expr::float(0.0))]))?);
 
     let block = cx.k.fresh("b");
-    let base = first + Expr::var(block) * BLOCK;
+    let base = first + Expr::var(block) * width;
     let mut inner = vec![];
     let dot = cx.reg("dot", DType::F32, &[1]);
-    inner.push(cx.each("j", &BLOCK.into(), LoopKind::Serial, |cx, j| {
+    inner.push(cx.each("j", &width.into(), LoopKind::Serial, |cx, j| {
         let at = base.clone() + j.clone();
         let (b1, seen) = cx.bind("at", at.clone().min(p.clone()));
         let entry = cx.read(pages, &[s.clone(), seen.clone() / page])?.cast(DType::I64);
@@ -144,6 +142,7 @@ fn weighted_sum(
     let groups = [4, 3, 2, 1].into_iter().find(|g| (dim / lanes) % g == 0).unwrap_or(1);
     let part = cx.local("part", DType::F32, &[groups, lanes]);
     let chunk = groups * lanes;
+    let width = cx.params.attend_block;
     let outer = cx.each("c", &(dim / chunk).into(), LoopKind::Serial, |cx, c| {
         let feature = |g: i64, l: Expr| c.clone() * chunk + g * lanes + l;
         let each = |cx: &mut Cx<'_>, f: &dyn Fn(&Cx<'_>, i64, Expr) -> Stmt| {
@@ -153,7 +152,7 @@ fn weighted_sum(
         };
         let at = |g: i64, l: Expr| vec![Expr::idx(g), l];
         let mut all = each(cx, &|cx, g, l| cx.store(part, at(g, l.clone()), cx.k.load(acc, vec![feature(g, l)])))?;
-        all.push(cx.each("j", &BLOCK.into(), LoopKind::Serial, |cx, j| {
+        all.push(cx.each("j", &width.into(), LoopKind::Serial, |cx, j| {
             let (b1, slot) = cx.bind("slot", cx.k.load(slots, vec![j.clone()]));
             let (b2, weight) = cx.bind("w", cx.k.load(scores, vec![j]));
             let mut body = vec![b1, b2];
@@ -176,9 +175,10 @@ fn softmax_step(cx: &mut Cx<'_>, scores: Buf, acc: Buf, stats: Buf, dim: i64) ->
     let stat = |i: i64| vec![Expr::idx(i), Expr::idx(0)];
     let fold = cx.reg("fold", DType::F32, &[1]);
     let zero = || vec![Expr::idx(0)];
+    let width = cx.params.attend_block;
     let reduce = |cx: &mut Cx<'_>, op: BinOp, init: f32| {
         let start = cx.store(fold, zero(), Expr::float(init));
-        let loop_ = cx.each("j", &BLOCK.into(), LoopKind::Serial, |cx, j| {
+        let loop_ = cx.each("j", &width.into(), LoopKind::Serial, |cx, j| {
             let e = Expr::binary(op, cx.k.load(fold, zero()), cx.k.load(scores, vec![j]));
             Ok(vec![cx.store(fold, zero(), e)])
         })?;
@@ -189,7 +189,7 @@ fn softmax_step(cx: &mut Cx<'_>, scores: Buf, acc: Buf, stats: Buf, dim: i64) ->
     let (b1, max) = cx.bind("max", cx.k.load(stats, stat(0)).max(top));
     let (b2, shrink) = cx.bind("shrink", Expr::unary(UnOp::Exp, cx.k.load(stats, stat(0)) - max.clone()));
     all.extend([b1, b2, cx.store(stats, stat(0), max.clone())]);
-    all.push(cx.each("j", &BLOCK.into(), LoopKind::Serial, |cx, j| {
+    all.push(cx.each("j", &width.into(), LoopKind::Serial, |cx, j| {
         let e = Expr::unary(UnOp::Exp, cx.k.load(scores, vec![j.clone()]) - max.clone());
         Ok(vec![cx.store(scores, vec![j], e)])
     })?);

@@ -7,9 +7,6 @@ use marquetry_ir::{DType, Dim, Packed};
 use super::read::{Cx, Lowered, Planes, Tile};
 use super::tiles;
 
-/// Tokens that share one pass over a block of weights.
-const TOKENS: i64 = 4;
-
 /// The anchor, then everything up to `result`, stored to `out`.
 pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
     let anchor = cx.f.insts.iter().find(|i| i.op.class() == Class::Contract).ok_or("no contraction")?;
@@ -42,6 +39,7 @@ pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
     }
     let per_block = Dim::from(total / blocks);
     let tokens = tokens.clone();
+    let width = cx.params.loop_tokens;
     let body = cx.each("b", &per_block, LoopKind::Parallel, |cx, b| {
         let first = b * blocks;
         let at = |token: Expr, block: Expr| At { weights: block.clone(), token, block, choice: None };
@@ -52,15 +50,15 @@ pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
         let limit = cx.syms.range(&tokens).1;
         let mut all = vec![];
         let var = cx.k.fresh("t");
-        cx.ranges.declare(var, limit / TOKENS + 1);
-        let main = job.tile(cx, TOKENS, at(Expr::var(var) * TOKENS, first.clone()))?;
-        all.push(Stmt::For { var, extent: n.clone() / TOKENS, kind: LoopKind::Serial, body: main });
+        cx.ranges.declare(var, limit / width + 1);
+        let main = job.tile(cx, width, at(Expr::var(var) * width, first.clone()))?;
+        all.push(Stmt::For { var, extent: n.clone() / width, kind: LoopKind::Serial, body: main });
         let var = cx.k.fresh("t");
-        cx.ranges.declare(var, TOKENS);
-        let (bind, whole) = cx.bind("whole", n.clone() / TOKENS * TOKENS);
+        cx.ranges.declare(var, width);
+        let (bind, whole) = cx.bind("whole", n.clone() / width * width);
         all.push(bind);
         let rest = job.tile(cx, 1, at(whole + Expr::var(var), first))?;
-        all.push(Stmt::For { var, extent: n % TOKENS, kind: LoopKind::Serial, body: rest });
+        all.push(Stmt::For { var, extent: n % width, kind: LoopKind::Serial, body: rest });
         Ok(all)
     })?;
     cx.k.body = vec![body];

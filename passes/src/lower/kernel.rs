@@ -8,6 +8,7 @@ use marquetry_ir::{DType, Dim, Elem, Packed, Syms};
 
 use super::read::{Cx, Lowered, Planes};
 use super::{attend, contract, map, parts, row};
+use crate::params::Params;
 
 /// What a kernel argument is bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,11 +114,11 @@ fn given(f: &Function, kernel: &Kernel) -> Lowering {
 }
 
 /// Derives the kernel of a fused function, with `micro`-kernels where it can; that of an external one is there already.
-pub fn kernel(syms: &Syms, f: &Function, micro: bool) -> Lowered<Lowering> {
+pub fn kernel(syms: &Syms, f: &Function, micro: bool, params: &Params) -> Lowered<Lowering> {
     if let Some(k) = &f.kernel {
         return Ok(given(f, k));
     }
-    let mut cx = Cx::new(syms, f, micro);
+    let mut cx = Cx::new(syms, f, micro, params);
     let mut origins = vec![];
     let updates = f.insts.iter().any(|i| i.op == Op::KvAppend);
     for (i, (name, v)) in f.args.iter().enumerate() {

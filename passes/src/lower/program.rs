@@ -8,16 +8,19 @@ use marquetry_ir::{DType, Dim, Elem, plane_offsets};
 
 use super::kernel::{self, Lowering, Origin};
 use super::read::Lowered;
+use crate::params::Params;
 
-/// Lowers the entry function of a fused module. With `micro`, kernels are made of micro-kernels where that is possible.
+/// Lowers the entry function of a fused module. With `micro`, kernels are made of micro-kernels where that is possible; `params` are
+/// sizes of tiles.
 ///
 /// # Errors
 /// What no lowering covers, with the function it is in.
-pub fn lower(m: &Module, micro: bool) -> Result<Program, String> {
+pub fn lower(m: &Module, micro: bool, params: &Params) -> Result<Program, String> {
     let entry = m.entry().ok_or("the module has no function")?;
     let mut w = Walk {
         m,
         micro,
+        params: *params,
         p: empty(m, entry),
         kernels: HashMap::new(),
         weights: HashMap::new(),
@@ -86,6 +89,7 @@ enum Bound {
 struct Walk<'a> {
     m: &'a Module,
     micro: bool,
+    params: Params,
     p: Program,
     kernels: HashMap<String, (KernelId, Vec<Origin>)>,
     weights: HashMap<Weight, u32>,
@@ -258,7 +262,7 @@ impl Walk<'_> {
             return Ok(k.clone());
         }
         let Lowering { kernel, origins } =
-            kernel::kernel(&self.m.syms, f, self.micro).map_err(|e| format!("@{}: {e}", f.name))?;
+            kernel::kernel(&self.m.syms, f, self.micro, &self.params).map_err(|e| format!("@{}: {e}", f.name))?;
         let same = self
             .p
             .kernels

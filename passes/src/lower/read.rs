@@ -7,6 +7,7 @@ use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt,
 use marquetry_ir::{DType, Dim, Elem, Packed, Syms};
 
 use super::index::{self, Ranges};
+use crate::params::Params;
 
 /// What a lowering can not do.
 pub type Lowered<T> = Result<T, String>;
@@ -66,6 +67,8 @@ pub struct Cx<'a> {
     defs: Vec<Option<usize>>,
     /// Does the target have routines for micro-kernels?
     pub micro: bool,
+    /// Sizes of tiles.
+    pub params: Params,
     memo: HashMap<(Value, Vec<Expr>), Expr>,
 }
 
@@ -75,7 +78,7 @@ fn extents(f: &Function, v: Value) -> Vec<Dim> {
 
 impl<'a> Cx<'a> {
     /// An empty kernel for a function.
-    pub fn new(syms: &'a Syms, f: &'a Function, micro: bool) -> Cx<'a> {
+    pub fn new(syms: &'a Syms, f: &'a Function, micro: bool, params: &Params) -> Cx<'a> {
         let k = Kernel::new(f.name.clone());
         let (planes, bound, memo) = (HashMap::new(), HashMap::new(), HashMap::new());
         Cx {
@@ -89,6 +92,7 @@ impl<'a> Cx<'a> {
             tables: vec![],
             defs: f.defs(),
             micro,
+            params: *params,
             memo,
         }
     }

@@ -10,13 +10,6 @@ use super::map::nest;
 use super::read::{Cx, Lowered, Planes};
 use super::row::groups;
 
-/// Rows of a tile, at most: more share what is read of the cache, fewer are spread better over threads.
-const ROWS: i64 = 64;
-/// Numbers of a tile's queries, at most: they are read again for every few positions.
-const NUMBERS: i64 = 8192;
-/// Iterations that a step of one token should have, to occupy some threads.
-const SPREAD: i64 = 8;
-
 /// `attend` stored to `out`: plain, or quantized per head, whose features are then whole groups.
 pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     let [q, state, pos, seq, pages] = inst.operands[..] else { return Err("`attend` takes five operands".into()) };
@@ -37,14 +30,15 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
 
     // Heads that share keys, all of them or as many as leave enough iterations.
     let shared = heads / kv_heads;
+    let p = cx.params;
     let one = shape[0].as_const() == Some(1);
     let together = if one {
-        let enough = |h: &i64| shared % h == 0 && heads / h >= SPREAD.min(heads);
+        let enough = |h: &i64| shared % h == 0 && heads / h >= p.attend_spread.min(heads);
         (1..=shared).rev().find(enough).unwrap_or(1)
     } else {
         shared
     };
-    let tokens = if one { 1 } else { (ROWS.min(NUMBERS / dim.max(1)) / together).max(1) };
+    let tokens = if one { 1 } else { (p.attend_rows.min(p.attend_numbers / dim.max(1)) / together).max(1) };
     let local = |cx: &mut Cx<'_>, name: &str, dtype, width: i64| {
         cx.k.buffer(name, dtype, vec![(tokens * together).into(), width.into()], Scope::Local)
     };

@@ -7,11 +7,6 @@ use marquetry_ir::{DType, Dim, Packed};
 use super::contract::Job;
 use super::read::{Cx, Lowered, Planes, Tile};
 
-/// Tokens whose sums are kept at once.
-const TOKENS: i64 = 32;
-/// Most bytes of a panel of dequantized rows; it should stay in a second-level cache.
-const PANEL: i64 = 384 << 10;
-
 /// Where a contraction's operands are.
 enum Operands {
     /// Quantized weights and activations.
@@ -28,7 +23,17 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
     let k = cx.shape(job.x).pop().and_then(|d| d.as_const());
     let Some(k) = k else { return Ok(None) };
     let panel = matches!(operands, Operands::Panel(..));
-    let fits = |b: &i64| total % b == 0 && b % job.ratio == 0 && (!panel || b * 8 * k * 4 <= PANEL);
+    let one = tokens.as_const() == Some(1);
+    let p = cx.params;
+    let (width, most) = match (&operands, one) {
+        (Operands::Quantized(..), true) => (1, p.dot_one_blocks),
+        (Operands::Quantized(..), false) => (p.dot_tokens, p.dot_blocks),
+        (_, true) => (1, p.fma_one_blocks),
+        (_, false) => (p.fma_tokens, p.fma_blocks),
+    };
+    // Joined rows need whole pairs, whatever the most is.
+    let most = most.max(job.ratio);
+    let fits = |b: &i64| *b <= most && total % b == 0 && b % job.ratio == 0 && (!panel || b * 8 * k * 4 <= p.panel);
     let Some(blocks) = [4, 2, 1].into_iter().find(fits) else { return Ok(None) };
     job.blocks = blocks;
     let op = match &operands {
@@ -36,9 +41,7 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
         Operands::Floats(w, _) => MicroOp::Fma(cx.k.decl(*w).dtype),
         Operands::Panel(..) => MicroOp::Fma(DType::F32),
     };
-    let one = tokens.as_const() == Some(1);
-    let acc =
-        cx.k.buffer("acc", DType::F32, vec![(if one { 1 } else { TOKENS } * blocks).into(), 8.into()], Scope::Local);
+    let acc = cx.k.buffer("acc", DType::F32, vec![(width * blocks).into(), 8.into()], Scope::Local);
     let panel_rows = match &operands {
         Operands::Panel(..) => {
             let shape = vec![blocks.into(), k.into(), 8.into()];
@@ -76,7 +79,7 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
             let sizes = vec![count, Expr::idx(blocks), Expr::idx(inner)];
             let args = [vec![(acc, zeros(2))], args].concat();
             let (origin, weights) = ((t0, first.clone()), first.clone());
-            cx.tile = Some(Tile { value: job.y, acc, origin, choice: None, weights, blocks, tokens: TOKENS });
+            cx.tile = Some(Tile { value: job.y, acc, origin, choice: None, weights, blocks, tokens: width });
             Stmt::Micro(Micro { op, args, sizes })
         };
         if one {
@@ -89,17 +92,17 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
         let n = dim_expr(tokens);
         let limit = cx.syms.range(tokens).1;
         let outer = cx.k.fresh("t");
-        cx.ranges.declare(outer, limit / TOKENS + 1);
-        let t0 = Expr::var(outer) * TOKENS;
-        let (bind, count) = cx.bind("count", (n.clone() - t0.clone()).min(Expr::idx(TOKENS)));
+        cx.ranges.declare(outer, limit / width + 1);
+        let t0 = Expr::var(outer) * width;
+        let (bind, count) = cx.bind("count", (n.clone() - t0.clone()).min(Expr::idx(width)));
         let call = some(cx, t0.clone(), count.clone());
         let inner = cx.k.fresh("i");
-        cx.ranges.declare(inner, TOKENS);
+        cx.ranges.declare(inner, width);
         let each = epilogue(cx, &job, t0 + Expr::var(inner), &first)?;
         cx.tile = None;
         cx.forget();
         let each = Stmt::For { var: inner, extent: count, kind: LoopKind::Serial, body: each };
-        let extent = (n + (TOKENS - 1)) / TOKENS;
+        let extent = (n + (width - 1)) / width;
         body.push(Stmt::For { var: outer, extent, kind: LoopKind::Serial, body: vec![bind, call, each] });
         Ok(body)
     })?;

@@ -20,6 +20,8 @@ use crate::bind::Narrow;
 pub enum OptionKind {
     /// A positive integer.
     Count,
+    /// One of these numbers.
+    OneOf(&'static [i64]),
     /// `true` or `false`.
     Flag,
     /// Names separated by `;`: those that take part, or with `-` before each those that do not. The function lists them.
@@ -251,6 +253,13 @@ fn value(kind: OptionKind, text: &str) -> Result<Value, String> {
             Ok(n) if n > 0 => Ok(Value::Count(n)),
             _ => Err(format!("`{text}` is not a positive integer, such as `8`")),
         },
+        OptionKind::OneOf(choices) => match text.parse::<i64>() {
+            Ok(n) if choices.contains(&n) => usize::try_from(n).map(Value::Count).map_err(|e| e.to_string()),
+            _ => {
+                let all: Vec<String> = choices.iter().map(|c| format!("`{c}`")).collect();
+                Err(format!("`{text}` is none of {}", all.join(", ")))
+            }
+        },
         OptionKind::Flag => match text {
             "true" => Ok(Value::Flag(true)),
             "false" => Ok(Value::Flag(false)),
@@ -328,6 +337,7 @@ mod tests {
             ("eqsat{iterations=1,iterations=2}", 20, "option `iterations` is given twice; keep one"),
             ("eqsat{rules=-swiglo}", 13, "option `rules`: no `swiglo`; did you mean `swiglu`?"),
             ("schedule{unroll=1}", 17, "option `unroll`: `1` is neither `true` nor `false`"),
+            ("lower{fma_tokens=7}", 18, "option `fma_tokens`: `7` is none of `8`, `16`, `24`, `32`, `64`"),
             ("specialize{sizes=n}", 18, "option `sizes`: `n` is not a size, such as `n:1` or `n:1..=8`"),
             ("specialize{sizes=n:4..=1}", 18, "option `sizes`: `n:4..=1` is not a size, such as `n:1` or `n:1..=8`"),
             ("canon{}outline", 8, "expected `,`, found `o`"),

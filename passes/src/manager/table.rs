@@ -6,6 +6,7 @@ use marquetry_ir::program::Program;
 use super::pipeline::{OptionDecl, OptionKind, Step};
 use super::{Ir, Options, PassError, Reports, Rewrites};
 use crate::eqsat::{self, Exact};
+use crate::params::{self, Params, Reader};
 use crate::{bind, cache, canon, fuse, lower, outline, plan, schedule};
 
 /// What a pass is given beside the IR.
@@ -63,6 +64,17 @@ fn program(ir: Ir, cx: &Cx<'_>, f: impl FnOnce(&mut Program)) -> Result<Ir, Pass
     f(&mut p);
     Ok(Ir::Program(p))
 }
+
+const LOWER: [OptionDecl; params::count(Reader::Lower)] = params::options(&[], Reader::Lower);
+
+const SCHEDULE: [OptionDecl; 3 + params::count(Reader::Schedule)] = params::options(
+    &[
+        flag("vectorize", "innermost loops become vectors"),
+        flag("unroll", "short loops are expanded"),
+        flag("registers", "small scratch buffers move into registers"),
+    ],
+    Reader::Schedule,
+);
 
 /// Every pass, in the order of the default pipeline.
 pub static PASSES: &[Pass] = &[
@@ -156,11 +168,11 @@ pub static PASSES: &[Pass] = &[
         doc: "groups become loops, calls become launches",
         after: "a program: one kernel per kind of group, a straight line of launches, each waiting for all before it",
         numbers: Exact::Reassociates,
-        options: &[],
+        options: &LOWER,
         run: |ir, cx| {
             let pass = cx.step.pass.name;
             let Ir::Graph(m) = ir else { return Err(PassError::Level { pass, wants: "graph IR" }) };
-            let p = lower::lower(&m, cx.options.target.micro)
+            let p = lower::lower(&m, cx.options.target.micro, &Params::of(cx.step))
                 .map_err(|message| PassError::Unsupported { pass, message })?;
             Ok(Ir::Program(Box::new(p)))
         },
@@ -171,15 +183,11 @@ pub static PASSES: &[Pass] = &[
         doc: "loops are split, vectorized and unrolled",
         after: "every step is a line of its kernel's trace; what a backend can not spell is gone",
         numbers: Exact::Reassociates,
-        options: &[
-            flag("vectorize", "innermost loops become vectors"),
-            flag("unroll", "short loops are expanded"),
-            flag("registers", "small scratch buffers move into registers"),
-        ],
+        options: &SCHEDULE,
         run: |ir, cx| {
             let (vectorize, unroll, registers) =
                 (cx.step.flag("vectorize"), cx.step.flag("unroll"), cx.step.flag("registers"));
-            let config = schedule::Config { vectorize, unroll, registers };
+            let config = schedule::Config { vectorize, unroll, registers, params: Params::of(cx.step) };
             program(ir, cx, |p| schedule::run_with(p, &config, cx.rewrites))
         },
     },
@@ -217,6 +225,7 @@ pub fn documentation() -> String {
     for (p, o) in PASSES.iter().flat_map(|p| p.options.iter().map(move |o| (p, o))) {
         let kind = match o.kind {
             OptionKind::Count => "positive integer",
+            OptionKind::OneOf(_) => "a number",
             OptionKind::Flag => "`true`, `false`",
             OptionKind::Names(_) => "names",
             OptionKind::Choice(_) => "a name",

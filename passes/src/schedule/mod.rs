@@ -22,6 +22,7 @@ use marquetry_ir::program::Program;
 use thiserror::Error;
 
 use crate::manager::Rewrites;
+use crate::params::Params;
 use tree::Loop;
 
 /// Why a primitive was not applied. The kernel is as it was.
@@ -45,11 +46,13 @@ pub struct Config {
     pub unroll: bool,
     /// Small scratch buffers move into registers.
     pub registers: bool,
+    /// Widths of vectors, and what counts as short.
+    pub params: Params,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { vectorize: true, unroll: true, registers: true }
+        Config { vectorize: true, unroll: true, registers: true, params: Params::default() }
     }
 }
 

@@ -5,9 +5,7 @@ use marquetry_ir::loops::{Expr, Kernel, LoopKind, Node, Scope, Stmt, Var};
 use super::tree::{bodies, find, loops, uses, visit};
 use super::{Config, ScheduleError, unroll, vectorize, vectorize_reduce};
 use crate::manager::Rewrites;
-
-/// Most statements that the expansion of a short loop may have per iteration.
-const SMALL: i64 = 8;
+use crate::params::Params;
 
 /// Vectorizes the innermost loops that allow it, in 16, 8 or 4 lanes, and expands short loops. Other loops stay as they are.
 ///
@@ -43,10 +41,10 @@ pub(super) fn schedule(k: &mut Kernel, config: &Config, rewrites: &Rewrites) {
         if !considered {
             continue;
         }
-        if config.vectorize && (registers || loops(&l.body).is_empty()) && make_vectors(k, v, &l.extent, rewrites) {
+        if config.vectorize && (registers || loops(&l.body).is_empty()) && make_vectors(k, v, &l.extent, &config.params, rewrites) {
             continue;
         }
-        let short = l.extent.as_int().is_some_and(|n| n < 4) && size(&l.body) <= SMALL;
+        let short = l.extent.as_int().is_some_and(|n| n < 4) && size(&l.body) <= config.params.small;
         if l.kind == LoopKind::Serial && registers {
             // A longer loop over registers stays, and the verifier reports it.
             let _ = unroll(k, v);
@@ -65,7 +63,7 @@ fn step<T>(k: &mut Kernel, rewrites: &Rewrites, f: impl FnOnce(&mut Kernel) -> R
     done
 }
 
-fn make_vectors(k: &mut Kernel, v: Var, extent: &Expr, rewrites: &Rewrites) -> bool {
+fn make_vectors(k: &mut Kernel, v: Var, extent: &Expr, p: &Params, rewrites: &Rewrites) -> bool {
     let (reduce, lanes) = match extent.as_int() {
         None => (16, 8),
         Some(n) if n % 16 == 0 || n > 16 && n % 4 != 0 => (16, 8),
@@ -74,9 +72,10 @@ fn make_vectors(k: &mut Kernel, v: Var, extent: &Expr, rewrites: &Rewrites) -> b
         Some(5..8) => (4, 0),
         Some(_) => return false,
     };
+    let (reduce, lanes) = (reduce.min(p.reduce_lanes), lanes.min(p.lanes));
     // Narrower vectors may still fit where rows are short.
-    [16, 8, 4].iter().any(|w| *w <= reduce && step(k, rewrites, |k| vectorize_reduce(k, v, *w, 1)))
-        || [8, 4].iter().any(|w| *w <= lanes && step(k, rewrites, |k| vectorize(k, v, *w)))
+    [16, 8, 4].iter().any(|w| i64::from(*w) <= reduce && step(k, rewrites, |k| vectorize_reduce(k, v, *w, 1)))
+        || [8, 4].iter().any(|w| i64::from(*w) <= lanes && step(k, rewrites, |k| vectorize(k, v, *w)))
 }
 
 /// Statements after expansion of unrolled loops.
