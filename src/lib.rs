@@ -41,6 +41,7 @@ pub mod inspect;
 pub mod model;
 pub mod profile;
 pub mod start;
+pub mod tune;
 pub mod watch;
 
 pub use error::{CODES, Error, Exit};

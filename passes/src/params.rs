@@ -112,8 +112,6 @@ params! {
         "numbers of a tile's queries, at most: they are read again for every few positions";
     attend_spread: Lower, "attention, one token", "iterations", [1, 2, 4, 8, 16, 32], 8, Reassociates,
         "iterations that a step of one token should have, to occupy some threads";
-    attend_step: Lower, "attention in pieces, one token", "positions", [16, 32, 64, 128], 16, Reassociates,
-        "positions of a piece are a multiple of this many";
     attend_block: Lower, "attention without routines", "positions", [8, 16, 32, 64], 16, Reassociates,
         "positions whose scores are formed before the running maximum moves";
     lanes: Schedule, "all generated loops", "lanes", [4, 8], 8, Bitwise,

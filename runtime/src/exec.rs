@@ -19,8 +19,6 @@ use crate::{RuntimeError, module::Call};
 
 /// Largest extent of a parallel loop; keeps the shared counter far from overflow.
 const MAX_EXTENT: i64 = 1 << 40;
-/// Chunks a thread takes of a parallel loop, about: more even out disturbed threads, fewer cost less.
-const CHUNKS: i64 = 4;
 
 /// What is kept between runs.
 pub(crate) struct Frame {
@@ -280,7 +278,7 @@ impl Function {
             let name = &self.kernel_names[call.kernel as usize];
             match eval_extent(e, sizes) {
                 Some(extent) if (0..=MAX_EXTENT).contains(&extent) => {
-                    *range = Range { extent, chunk: (extent / (CHUNKS * threads as i64)).max(1) };
+                    *range = Range { extent, chunk: (extent / (self.chunks * threads as i64)).max(1) };
                 }
                 v => {
                     let v = v.map_or("no valid value".into(), |v| format!("the value {v}, allowed 0..={MAX_EXTENT},"));

@@ -18,6 +18,10 @@ use crate::exec::Frame;
 use crate::extent::check_extent;
 use crate::memory::{WeightData, eval_bytes};
 
+/// Chunks that a thread takes of a parallel loop by default.
+const CHUNKS: i64 = 4;
+/// The same, at most.
+const MAX_CHUNKS: i64 = 1 << 10;
 /// Alignment of every pointer a kernel gets, in bytes.
 pub const KERNEL_ALIGN: u64 = 16;
 
@@ -118,6 +122,8 @@ pub struct Function {
     pub(crate) state_entries: Vec<(u32, u32)>,
     pub(crate) guards: Vec<Guard>,
     pub(crate) code: Code,
+    /// Chunks that a thread takes of a parallel loop, about.
+    pub(crate) chunks: i64,
     /// The pointer table holds addresses inside these.
     _weights: Vec<Arc<WeightData>>,
     _constants: Vec<WeightData>,
@@ -373,10 +379,17 @@ impl Function {
             state_entries,
             guards,
             code,
+            chunks: CHUNKS,
             _weights: weights,
             _constants: constants,
             frame,
         })
+    }
+
+    /// With parallel loops handed to threads in about that many chunks each, at least one; by default 4. More even out disturbed
+    /// threads, fewer cost less.
+    pub fn with_chunks(self, chunks: i64) -> Function {
+        Function { chunks: chunks.clamp(1, MAX_CHUNKS), ..self }
     }
 
     /// Name of the program.

@@ -60,7 +60,7 @@ pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
     options.watch.pipeline.clone_from(&args.pipeline);
     options.profile = true;
     let compiled = options.backend.generator().is_some();
-    let mut engine = Engine::new(Arc::new(args.model.open(ui)?), options)?;
+    let mut engine = args.engine.tuned(Engine::new(Arc::new(args.model.open(ui)?), options)?, ui)?;
     if args.profile || args.trace.is_some() {
         // Refused before anything takes long.
         engine.record()?;
@@ -222,6 +222,7 @@ fn report(engine: &Engine, reps: &[Rep], prompt: usize, count: usize) -> Value {
         "backend": engine.options().backend.name(),
         "numerics": match engine.numerics() { Numerics::Strict => "strict", Numerics::Fast => "fast" },
         "threads": engine.options().threads,
+        "tuned": tuned(engine),
         "prompt": prompt, "gen": count,
         "prefill_tok_s": median(reps.iter().map(prefill).collect()),
         "decode_tok_s": median(reps.iter().map(decode).collect()),
@@ -231,6 +232,12 @@ fn report(engine: &Engine, reps: &[Rep], prompt: usize, count: usize) -> Value {
         "peak_rss_bytes": peak_rss(),
         "reps": each,
     })
+}
+
+/// Parameters that are not the defaults, by bucket.
+fn tuned(engine: &Engine) -> Value {
+    let of = |b: Bucket| Some((b.name().to_string(), json!(engine.tuning()?.params(b).to_string())));
+    Value::Object(Bucket::ALL.into_iter().filter_map(of).collect())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `models` and `doctor`: what can be run, and where.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use marquetry::Error;
@@ -9,6 +10,8 @@ use marquetry::engine::{EngineOptions, VerifiedPacks, cpu_features, verify_packs
 use marquetry::frontend::models::{ARCHITECTURES, Architecture};
 use marquetry::ir::Syms;
 use marquetry::model::cache_dir;
+use marquetry::tune::presets::preset;
+use marquetry::tune::store::{Entry, Store};
 use serde_json::{Value, json};
 
 use super::ui::Ui;
@@ -72,6 +75,10 @@ pub fn doctor(args: &DoctorArgs, ui: &Ui) -> Result<(), Error> {
         ("cache_writable", json!(writable)),
         ("pip", json!(version_of("python3", &["-m", "pip", "--version"]))),
     ];
+    if let Some(dir) = &cache {
+        rows.push(("tuned", tuned(dir)));
+    }
+    rows.push(("preset", json!(preset(&cpu_features()).map(|p| format!("{}, {}", p.name, p.source)))));
     if let (true, Some(dir)) = (args.verify_cache, &cache) {
         let VerifiedPacks { good, bytes, removed } = verify_packs(dir);
         rows.push(("packs_good", json!(good)));
@@ -86,10 +93,23 @@ pub fn doctor(args: &DoctorArgs, ui: &Ui) -> Result<(), Error> {
         let text = match v {
             Value::String(s) => s.clone(),
             Value::Null => "not found".into(),
+            Value::Array(all) if all.is_empty() => "nothing".into(),
+            Value::Array(all) => all.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\n                   "),
             other => other.to_string(),
         };
         ui.line(&format!("{k:<18} {text}"))
     })
+}
+
+/// What the database of tuned parameters holds, or why it is not used.
+fn tuned(cache: &Path) -> Value {
+    let show = |e: &Entry| {
+        format!("{} {}, {} threads: {} ({:.2} times as fast)", e.model, e.bucket, e.threads, e.params, e.gain)
+    };
+    match Store::new(cache).entries() {
+        Ok(all) => json!(all.iter().map(show).collect::<Vec<_>>()),
+        Err(refused) => json!(refused.to_string()),
+    }
 }
 
 /// First line that a program prints; none if it does not run.

@@ -14,6 +14,7 @@ mod opt;
 mod options;
 mod perplexity;
 mod tokenize;
+mod tune;
 mod ui;
 
 use std::panic::AssertUnwindSafe;
@@ -53,6 +54,8 @@ enum Verb {
     Tokenize(tokenize::Args),
     /// Measure speed.
     Bench(bench::Args),
+    /// Find parameters of kernels with which a model runs faster on this machine, and keep them.
+    Tune(tune::Args),
     /// Show a model, or what a stage of compilation makes of it.
     Inspect(inspect::Args),
     /// Run passes over IR in a file.
@@ -137,6 +140,7 @@ fn run(verb: Verb, ui: &Ui) -> Result<(), Error> {
         Verb::Perplexity(a) => perplexity::run(&a, ui),
         Verb::Tokenize(a) => tokenize::run(&a, ui),
         Verb::Bench(a) => bench::run(&a, ui),
+        Verb::Tune(a) => tune::run(&a, ui),
         Verb::Inspect(a) => inspect::run(&a, ui),
         Verb::Opt(a) => opt::run(&a, ui),
         Verb::Exec(a) => exec::run(&a, ui),
@@ -168,6 +172,8 @@ mod tests {
             "tokenize M --lines l.json --json",
             "perplexity M --text t.txt --window 512 --numerics fast --backend cranelift --json",
             "bench M --prompt 512 --gen 64 --threads 2 --reps 5 --json",
+            "tune M --time 60s --seed 3 --threads 2 --json",
+            "generate M -p hello --tune 5m",
             "inspect M --stage asm --bucket prefill --json",
             "opt f.tir --pipeline canon,outline --dump-ir d",
             "opt f.tir --compile-to plan --check-pass --time-passes",
@@ -180,7 +186,14 @@ mod tests {
             let words = std::iter::once("marquetry").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_ok(), "{line}");
         }
-        for line in ["eval M", "eval M --tokens 1,x", "generate M", "tokenize M", "eval M --tokens 1 --backend gpu"] {
+        for line in [
+            "eval M",
+            "eval M --tokens 1,x",
+            "generate M",
+            "tokenize M",
+            "eval M --tokens 1 --backend gpu",
+            "tune M --time 1d",
+        ] {
             let words = std::iter::once("marquetry").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{line}");
         }

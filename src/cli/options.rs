@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use marquetry::Error;
-use marquetry::engine::{Backend, Bucket, Engine, EngineOptions, Stats};
+use marquetry::engine::{Backend, Bucket, Engine, EngineOptions, Stats, Tuning};
 use marquetry::ir::DType;
 use marquetry::model::{LoadOptions, LoadedModel, cache_dir};
 use marquetry::passes::Numerics;
@@ -13,6 +14,7 @@ use marquetry::passes::check::Check;
 use marquetry::passes::manager::Reports;
 use marquetry::runtime::sampler::SamplerParams;
 use marquetry::start::Source;
+use marquetry::tune::TuneOptions;
 use marquetry::watch::{Watch, explained};
 use serde_json::{Value, json};
 
@@ -190,9 +192,15 @@ pub struct EngineArgs {
     /// Element type of cached keys and values [default: f16 with fast numerics, f32 otherwise].
     #[arg(long, value_enum)]
     pub cache_type: Option<CacheTypeArg>,
-    /// Neither read nor write cached programs and packed weights.
+    /// Neither read nor write cached programs, packed weights and tuned parameters.
     #[arg(long)]
     pub no_cache: bool,
+    /// Tune kernels to this machine first, for about that long, such as `60s`; what is found is kept.
+    #[arg(long, value_name = "DURATION", value_parser = super::tune::duration, conflicts_with = "no_tuning")]
+    pub tune: Option<Duration>,
+    /// Leave out what `tune` found, and what is preset for the CPU.
+    #[arg(long)]
+    pub no_tuning: bool,
     #[command(flatten)]
     pub watch: WatchArgs,
     #[command(flatten)]
@@ -212,6 +220,7 @@ impl EngineArgs {
             cache: self.cache(),
             watch: Watch { from: self.from.source(), ..self.watch.watch() },
             profile: false,
+            tuning: if self.no_tuning { Tuning::Off } else { Tuning::Stored },
         }
     }
 
@@ -220,9 +229,21 @@ impl EngineArgs {
         cache_dir().filter(|_| !self.no_cache)
     }
 
+    /// Tunes an engine where that is asked for.
+    pub fn tuned(&self, mut engine: Engine, ui: &Ui) -> Result<Engine, Error> {
+        let found = engine.tuning();
+        if let Some(why) = found.and_then(|t| t.refused.as_ref()) {
+            ui.progress(why);
+        }
+        if let Some(time) = self.tune {
+            super::tune::tuned(&mut engine, TuneOptions { time, ..TuneOptions::default() }, ui)?;
+        }
+        Ok(engine)
+    }
+
     /// Opens a model and prepares it.
     pub fn engine(&self, model: &ModelArgs, ui: &Ui) -> Result<Engine, Error> {
-        Engine::new(Arc::new(model.open(ui)?), self.options())
+        self.tuned(Engine::new(Arc::new(model.open(ui)?), self.options())?, ui)
     }
 }
 

@@ -6,19 +6,22 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use marquetry_codegen::{self as codegen, CodegenError, Options};
-use marquetry_ir::graph::Module;
+use marquetry_ir::graph::{Module, print_module};
 use marquetry_ir::program::Program;
 use marquetry_passes::Numerics;
 use marquetry_passes::fuse::Origin;
 use marquetry_passes::manager::{self, Ir, Reports, TRACE, pipeline_between};
+use marquetry_passes::params::Params;
 use marquetry_runtime::{Arena, Code, Function, Pool, RuntimeError, States, micro};
 
 use super::programs::{self, Bucket, bucket_options};
 use super::record::Timed;
+use super::variants::Tuning;
 use super::weights::PackedWeights;
-use super::{EngineOptions, Machine, Stats, StepArgs};
+use super::{EngineOptions, Machine, Stats, StepArgs, TuningFound, Variant};
 use crate::Error;
 use crate::model::{LoadedModel, PAGE};
+use crate::tune::store;
 
 /// Compiled functions and their memory.
 pub(super) struct Jit {
@@ -35,6 +38,9 @@ pub(super) struct Jit {
     arena: Arena,
     pool: Pool,
     reports: Vec<(Bucket, Reports)>,
+    tuning: TuningFound,
+    /// Modules before lowering, where they were needed.
+    fused: Vec<(Bucket, Ir)>,
     /// Programs, where they are kept.
     programs: Vec<(Bucket, Program)>,
 }
@@ -49,7 +55,7 @@ impl Jit {
         if !backend.is_built() {
             return Err(CodegenError::NotBuilt(backend.name()).into());
         }
-        Ok(Jit {
+        let mut jit = Jit {
             module: model.bound_module()?,
             backend,
             model,
@@ -63,8 +69,12 @@ impl Jit {
             arena: Arena::default(),
             pool: Pool::new(options.threads)?,
             reports: vec![],
+            tuning: TuningFound::default(),
+            fused: vec![],
             programs: vec![],
-        })
+        };
+        jit.find_params();
+        Ok(jit)
     }
 
     fn pass_options(&self, bucket: Bucket) -> manager::Options {
@@ -76,14 +86,15 @@ impl Jit {
 
     fn compile(&mut self, bucket: Bucket, stats: &mut Stats) -> Result<Function, Error> {
         let start = Instant::now();
-        let options = self.pass_options(bucket);
+        let (options, params) = (self.pass_options(bucket), self.tuning.params(bucket));
         let (program, cached) = match self.options.watch.is_on() {
             true => {
-                let (program, reports) = programs::watched(&self.module, bucket, &options, &self.options.watch)?;
+                let (program, reports) =
+                    programs::watched(&self.module, bucket, &options, &params, &self.options.watch)?;
                 self.reports.push((bucket, reports));
                 (program, false)
             }
-            false => programs::program(&self.module, &options, self.options.cache.as_deref())?,
+            false => programs::program(&self.module, &options, &params, self.options.cache.as_deref())?,
         };
         let code = generate(&program, self.backend, self.numerics)?;
         stats.cached_programs += usize::from(cached);
@@ -96,7 +107,79 @@ impl Jit {
         if self.options.profile {
             self.programs.push((bucket, program.clone()));
         }
-        Ok(Function::new(program, code, weights)?)
+        Ok(Function::new(program, code, weights)?.with_chunks(params.chunks))
+    }
+}
+
+/// Trying other parameters; see [`crate::tune`].
+impl Jit {
+    fn slot(&mut self, bucket: Bucket) -> &mut Option<Function> {
+        match bucket {
+            Bucket::Decode => &mut self.decode,
+            Bucket::Prefill => &mut self.prefill,
+        }
+    }
+
+    /// Decides the parameters of both buckets.
+    fn find_params(&mut self) {
+        let keys = match self.options.tuning {
+            Tuning::Stored if self.options.cache.is_some() => Bucket::ALL.map(|b| Some(self.tuning_key(b))),
+            _ => [None, None],
+        };
+        let cache = self.options.cache.as_deref();
+        self.tuning = TuningFound::find(&self.options.tuning, cache, &keys, self.numerics);
+    }
+
+    /// Identifies the untuned kernels of a bucket, by what they are made of; the length of the context is no part of that.
+    pub fn tuning_key(&self, bucket: Bucket) -> String {
+        let options = self.pass_options(bucket);
+        let how = format!("{bucket:?} {:?} {:?} {:?}", self.numerics, options.target, options.cache_type);
+        store::key(&[&print_module(&self.module), &how, self.backend.name()], self.options.threads)
+    }
+
+    fn fused(&mut self, bucket: Bucket) -> Result<(Ir, manager::Options), Error> {
+        let options = self.pass_options(bucket);
+        if let Some((_, ir)) = self.fused.iter().find(|(b, _)| *b == bucket) {
+            return Ok((ir.clone(), options));
+        }
+        let passes = pipeline_between(TRACE, Some("fused"))?;
+        let (ir, _) = manager::run(Ir::Graph(self.module.clone()), &passes, &options, &mut |_, _| {})?;
+        self.fused.push((bucket, ir.clone()));
+        Ok((ir, options))
+    }
+
+    /// The program of a bucket with the default parameters, before any schedule.
+    pub fn loops(&mut self, bucket: Bucket) -> Result<Program, Error> {
+        let (ir, options) = self.fused(bucket)?;
+        programs::lowered(ir, &pipeline_between("fused", Some("loops"))?, &options)
+    }
+
+    /// The program of a bucket with other parameters.
+    pub fn variant(&mut self, bucket: Bucket, params: &Params) -> Result<Variant, Error> {
+        let (ir, options) = self.fused(bucket)?;
+        let program = programs::lowered(ir, &params.pipeline(&pipeline_between("fused", None)?), &options)?;
+        Ok(Variant { params: *params, program, function: None })
+    }
+
+    /// Puts the function of a variant, compiled if it is not yet, in the place of the present one, which the variant gets.
+    pub fn exchange(&mut self, bucket: Bucket, v: &mut Variant) -> Result<(), Error> {
+        if v.function.is_none() {
+            let code = generate(&v.program, self.backend, self.numerics)?;
+            let weights = self.weights.get(&self.model, &v.program.weights, self.options.threads)?;
+            v.function = Some(Function::new(v.program.clone(), code, weights)?.with_chunks(v.params.chunks));
+        }
+        std::mem::swap(self.slot(bucket), &mut v.function);
+        Ok(())
+    }
+
+    /// Puts a variant in the place of the present function for good.
+    pub fn place(&mut self, bucket: Bucket, mut v: Variant) -> Result<(), Error> {
+        self.exchange(bucket, &mut v)?;
+        self.tuning.set(bucket, v.params);
+        if let Some((_, p)) = self.programs.iter_mut().find(|(b, _)| *b == bucket) {
+            *p = v.program;
+        }
+        Ok(())
     }
 }
 
@@ -119,6 +202,14 @@ fn sizes(f: &Function, args: &StepArgs<'_>, pages: usize) -> Result<Vec<i64>, Er
 }
 
 impl Machine for Jit {
+    fn compiled(&mut self) -> Option<&mut Jit> {
+        Some(self)
+    }
+
+    fn tuning(&self) -> Option<&TuningFound> {
+        Some(&self.tuning)
+    }
+
     fn reports(&self) -> &[(Bucket, Reports)] {
         &self.reports
     }
@@ -142,17 +233,9 @@ impl Machine for Jit {
     }
 
     fn prepare(&mut self, bucket: Bucket, stats: &mut Stats) -> Result<(), Error> {
-        let slot = match bucket {
-            Bucket::Decode => &self.decode,
-            Bucket::Prefill => &self.prefill,
-        };
-        if slot.is_some() {
-            return Ok(());
-        }
-        let made = Some(self.compile(bucket, stats)?);
-        match bucket {
-            Bucket::Decode => self.decode = made,
-            Bucket::Prefill => self.prefill = made,
+        if self.slot(bucket).is_none() {
+            let made = self.compile(bucket, stats)?;
+            *self.slot(bucket) = Some(made);
         }
         Ok(())
     }

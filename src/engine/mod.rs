@@ -6,6 +6,7 @@ mod packs;
 mod pieces;
 mod programs;
 mod record;
+mod variants;
 mod weights;
 
 use std::path::PathBuf;
@@ -30,6 +31,8 @@ pub(crate) use jit::generate;
 pub use packs::{VerifiedPacks, verify_packs};
 pub use programs::{Bucket, bucket_options, cpu_features};
 pub use record::Recorded;
+pub(crate) use variants::Variant;
+pub use variants::{Tuning, TuningFound};
 
 /// Bytes of logits that one step makes at most when every token's are wanted.
 const MAX_LOGITS: usize = 128 << 20;
@@ -95,6 +98,8 @@ pub struct EngineOptions {
     pub watch: Watch,
     /// Keep the programs, for [`Engine::record`].
     pub profile: bool,
+    /// Where parameters of kernels come from.
+    pub tuning: Tuning,
 }
 
 impl EngineOptions {
@@ -220,6 +225,14 @@ trait Machine {
     /// What the passes of each function did, where they were watched.
     fn reports(&self) -> &[(Bucket, Reports)] {
         &[]
+    }
+    /// The machine, if it runs compiled functions.
+    fn compiled(&mut self) -> Option<&mut jit::Jit> {
+        None
+    }
+    /// The parameters that functions are compiled with, and where they come from.
+    fn tuning(&self) -> Option<&TuningFound> {
+        None
     }
     /// Compiles what is not compiled yet.
     fn prepare(&mut self, bucket: Bucket, stats: &mut Stats) -> Result<(), Error>;

@@ -9,7 +9,8 @@ use marquetry_ir::program::Program;
 use marquetry_ir::text::{parse_program, print_program};
 use marquetry_passes::Numerics;
 use marquetry_passes::bind::Narrow;
-use marquetry_passes::manager::{self, Ir, Options, PassError, Reports, TRACE, pipeline_between};
+use marquetry_passes::manager::{self, Ir, Options, PassError, Reports, TRACE, default_pipeline, pipeline_between};
+use marquetry_passes::params::Params;
 use marquetry_runtime::files::{self, Cache, Key};
 
 use crate::Error;
@@ -67,13 +68,15 @@ pub(super) fn watched(
     module: &Module,
     bucket: Bucket,
     options: &Options,
+    params: &Params,
     watch: &Watch,
 ) -> Result<(Program, Reports), Error> {
     let given = watch.from.as_ref().map(|from| from.bucket(bucket)).transpose()?.flatten();
     let (ir, stage) = given.map_or((Ir::Graph(module.clone()), TRACE.into()), |start| (start.ir, start.stage));
     let place = Place { stage: &stage, sub: Some(bucket.name()) };
     let mut say = |line: &str| watch.log.iter().for_each(|log| log(line));
-    let pipeline = watch.pipeline.clone().map_or_else(|| pipeline_between(&stage, None), Ok)?;
+    let default = || pipeline_between(&stage, None).map(|passes| params.pipeline(&passes));
+    let pipeline = watch.pipeline.clone().map_or_else(default, Ok)?;
     match watch.run(ir, &pipeline, options, place, &mut say)? {
         (Ir::Program(p), reports) => Ok((*p, reports)),
         (Ir::Graph(_), _) => Err(PassError::Level { pass: "plan", wants: "a lowered program" }.into()),
@@ -81,13 +84,19 @@ pub(super) fn watched(
 }
 
 /// The program of a module, and whether it came from the cache. A cache that does not work is passed over.
-pub(super) fn program(module: &Module, options: &Options, cache: Option<&Path>) -> Result<(Program, bool), Error> {
+pub(super) fn program(
+    module: &Module,
+    options: &Options,
+    params: &Params,
+    cache: Option<&Path>,
+) -> Result<(Program, bool), Error> {
+    let pipeline = params.pipeline(&default_pipeline());
     let cache = cache.and_then(|dir| Cache::open(dir.join("programs")).ok().map(|c| (c, dir.join("programs"))));
-    let key = key_of(module, options);
+    let key = key_of(module, options, &pipeline);
     if let Some(found) = cache.as_ref().and_then(|(c, _)| stored(c, &key)) {
         return Ok((found, true));
     }
-    let (program, _) = manager::compile(module, options)?;
+    let program = lowered(Ir::Graph(module.clone()), &pipeline, options)?;
     if let Some((cache, dir)) = cache {
         trim(&dir, CACHE_BYTES);
         // Without the entry the next start compiles again, nothing worse.
@@ -96,19 +105,28 @@ pub(super) fn program(module: &Module, options: &Options, cache: Option<&Path>) 
     Ok((program, false))
 }
 
+/// The program that a pipeline makes.
+pub(super) fn lowered(ir: Ir, pipeline: &str, options: &Options) -> Result<Program, Error> {
+    match manager::run(ir, pipeline, options, &mut |_, _| {})?.0 {
+        Ir::Program(p) => Ok(*p),
+        Ir::Graph(_) => Err(PassError::Level { pass: "plan", wants: "a lowered program" }.into()),
+    }
+}
+
 fn stored(cache: &Cache, key: &Key) -> Option<Program> {
     let entry = cache.get(key)?;
     parse_program(std::str::from_utf8(&entry).ok()?).ok()
 }
 
-/// Everything that decides the program: the module, the options, the machine and the compiler.
-fn key_of(module: &Module, options: &Options) -> Key {
+/// Everything that decides the program: the module, the options, the passes, the machine and the compiler.
+fn key_of(module: &Module, options: &Options, pipeline: &str) -> Key {
     let mut sizes: Vec<String> = options.sizes.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
     sizes.sort();
     let Options { numerics, target, cache_type, .. } = options;
     let options = format!("{numerics:?} {target:?} {cache_type:?} {}", sizes.join(" "));
     let text = print_module(module);
-    let parts = [text.as_str(), &options, std::env::consts::ARCH, &cpu_features().join(" "), &build_identity()];
+    let parts =
+        [text.as_str(), &options, pipeline, std::env::consts::ARCH, &cpu_features().join(" "), &build_identity()];
     files::key(&parts.map(str::as_bytes))
 }
 
@@ -179,7 +197,7 @@ mod tests {
     #[test]
     fn keys_depend_on_the_options() {
         let m = Module::default();
-        let at = |bucket, context| key_of(&m, &bucket_options(bucket, Numerics::Fast, context));
+        let at = |bucket, context| key_of(&m, &bucket_options(bucket, Numerics::Fast, context), "canon");
         assert_eq!(at(Bucket::Decode, 64), at(Bucket::Decode, 64));
         assert_ne!(at(Bucket::Decode, 64), at(Bucket::Prefill, 64));
         assert_ne!(at(Bucket::Decode, 64), at(Bucket::Decode, 128));

@@ -10,6 +10,10 @@ use super::map::nest;
 use super::read::{Cx, Lowered, Planes};
 use super::row::groups;
 
+/// Positions of a piece are a multiple of this many. No parameter: it decides which positions a piece has, so what two kernels hand each
+/// other.
+const STEP: i64 = 16;
+
 /// `attend_parts` stored to `out`: one piece of one token for the heads that share keys.
 pub fn parts(cx: &mut Cx<'_>, inst: &Inst, out: Buf) -> Lowered<()> {
     let [q, state, pos, seq, pages] = inst.operands[..] else {
@@ -56,8 +60,7 @@ pub fn parts(cx: &mut Cx<'_>, inst: &Inst, out: Buf) -> Lowered<()> {
     let s = cx.read(seq, std::slice::from_ref(&token))?.cast(DType::I64);
     let s = name(cx, "s", s);
     let first = if window > 0 { (at.clone() - (window - 1)).max(Expr::idx(0)) } else { Expr::idx(0) };
-    let step = cx.params.attend_step;
-    let len = ((at.clone() - first.clone() + count) / count + (step - 1)) / step * step;
+    let len = ((at.clone() - first.clone() + count) / count + (STEP - 1)) / STEP * STEP;
     let len = name(cx, "len", len);
     let begin = name(cx, "begin", first + part.clone() * len.clone());
     let end = name(cx, "end", (begin.clone() + len - 1).min(at));

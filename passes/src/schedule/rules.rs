@@ -41,7 +41,10 @@ pub(super) fn schedule(k: &mut Kernel, config: &Config, rewrites: &Rewrites) {
         if !considered {
             continue;
         }
-        if config.vectorize && (registers || loops(&l.body).is_empty()) && make_vectors(k, v, &l.extent, &config.params, rewrites) {
+        if config.vectorize
+            && (registers || loops(&l.body).is_empty())
+            && make_vectors(k, v, &l.extent, &config.params, rewrites)
+        {
             continue;
         }
         let short = l.extent.as_int().is_some_and(|n| n < 4) && size(&l.body) <= config.params.small;
