@@ -198,6 +198,7 @@ impl Error {
             Error::Pass(PassError::Check { .. }) => "PAS007",
             Error::Pass(PassError::Unchecked { .. }) => "PAS008",
             Error::Pass(PassError::Stage { .. }) => "PAS009",
+            Error::Pass(PassError::Trace { .. }) => "PAS010",
             Error::Codegen(CodegenError::Invalid { .. }) => "GEN001",
             Error::Codegen(CodegenError::Unsupported { .. }) => "GEN002",
             Error::Codegen(CodegenError::Backend { .. }) => "GEN003",
@@ -233,7 +234,7 @@ impl Error {
             | Error::Pass(PassError::Check { asked: true, .. }) => Exit::Failed,
             Error::Config(_) | Error::Trace(ModelError::Config(_)) => config_exit(&self.code()),
             Error::Tokenizer(TokenizerError::Model { .. }) | Error::Unfitting { .. } => Exit::Unsupported,
-            Error::Pass(PassError::Input { .. }) => Exit::Input,
+            Error::Pass(PassError::Input { .. } | PassError::Trace { .. }) => Exit::Input,
             Error::Codegen(CodegenError::Host(_) | CodegenError::NotBuilt(_))
             | Error::Pass(PassError::Unsupported { .. } | PassError::Unchecked { .. }) => Exit::Unsupported,
             Error::Codegen(CodegenError::Memory(_)) => Exit::Memory,
@@ -347,6 +348,10 @@ pub const CODES: &[(&str, &str)] = &[
     ),
     ("PAS008", "A pass could not be checked, because the interpreter can not run the IR that it was given."),
     ("PAS009", "A stage of compilation that does not exist, or that the given IR is past."),
+    (
+        "PAS010",
+        "A file of schedule steps can not be read, or a step in it can not be applied; the message has the line. docs/schedules.md lists the steps and what each needs.",
+    ),
     (
         "GEN",
         "Code generation failed: GEN001 to GEN003 are defects of Marquetry, GEN004 is a CPU without a code generator, GEN005 memory for code that the system refused, GEN006 a backend that this build does not have.",

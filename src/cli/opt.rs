@@ -6,6 +6,7 @@ use marquetry::Error;
 use marquetry::passes::Numerics;
 use marquetry::passes::check::Check;
 use marquetry::passes::manager::{Ir, Options, bisect, pipeline_between, print};
+use marquetry::passes::schedule::traces;
 use marquetry::start::{Source, Start};
 use marquetry::watch::Place;
 use serde_json::json;
@@ -34,6 +35,9 @@ pub struct Args {
     /// Find the first rewrite with which a pass changes results, instead of printing IR.
     #[arg(long)]
     bisect: bool,
+    /// Print the steps of schedules, which `schedule{trace=FILE}` applies again, instead of IR.
+    #[arg(long, conflicts_with_all = ["bisect", "json"])]
+    traces: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -57,6 +61,12 @@ pub fn run(args: &Args, ui: &Ui) -> Result<(), Error> {
     }
     let place = Place { stage: if recorded { &stage } else { "input" }, sub: None };
     let (ir, reports) = watch.run(ir, &pipeline, &options, place, &mut |line| ui.progress(line))?;
+    if args.traces {
+        let Ir::Program(p) = &ir else {
+            return Err(Error::usage("graph IR has no schedules; --compile-to scheduled makes some"));
+        };
+        return ui.print(&traces(p));
+    }
     if !args.json {
         return ui.print(&print(&ir));
     }

@@ -187,7 +187,7 @@ fn ratio([old, new]: &[Vec<f64>; 2]) -> f64 {
     median(new.clone()) / median(old.clone()).max(1e-12)
 }
 
-/// Compares whole steps with the defaults. Parts that won and a whole that did not are noise: the defaults stay.
+/// Compares whole steps with the defaults. Parts that won and a whole that did not are noise, or not worth it: the defaults stay.
 fn finish<S: Subject>(
     subject: &mut S,
     mut found: Found<S::Made>,
@@ -199,8 +199,8 @@ fn finish<S: Subject>(
     let mut default = subject.make(&Params::default())?;
     let whole = compare(subject, &mut default, &mut found.best, None)?;
     found.gain = 1.0 / whole.max(1e-12);
-    if found.gain <= 1.0 {
-        progress(&format!("{}: whole steps are not faster, the defaults stay", found.params));
+    if whole >= 1.0 - WIN {
+        progress(&format!("{}: whole steps take {whole:.3} of the time, the defaults stay", found.params));
         (found.params, found.best, found.gain) = (Params::default(), default, 1.0);
     }
     Ok(found)

@@ -109,6 +109,14 @@ pub enum PassError {
         /// The rule.
         error: TypeError,
     },
+    /// A file of traces that can not be read or applied.
+    #[error("{path}: {what}")]
+    Trace {
+        /// The file.
+        path: String,
+        /// Which line, and what does not hold.
+        what: String,
+    },
     /// What a pass can not do.
     #[error("pass `{pass}`: {message}")]
     Unsupported {

@@ -28,6 +28,8 @@ pub enum OptionKind {
     Names(fn() -> Vec<&'static str>),
     /// One of these names.
     Choice(&'static [&'static str]),
+    /// The name of a file.
+    File,
     /// Sizes separated by `;`: `n:1` fixes a symbol, `n:1..=8` narrows it.
     Sizes,
 }
@@ -66,6 +68,7 @@ enum Value {
     Flag(bool),
     Names(Names),
     Choice(String),
+    File(String),
     Sizes(Vec<(String, Narrow)>),
 }
 
@@ -108,6 +111,15 @@ impl Step {
     /// One of several names; empty if none was chosen.
     pub fn choice(&self, name: &str) -> &str {
         if let Some(Value::Choice(c)) = self.value(name) { c } else { "" }
+    }
+
+    /// The name of a file, if one was given.
+    pub fn file(&self, name: &str) -> Option<&str> {
+        if let Some(Value::File(f)) = self.value(name) {
+            Some(f).filter(|f| !f.is_empty()).map(String::as_str)
+        } else {
+            None
+        }
     }
 
     /// Sizes of symbols.
@@ -281,6 +293,7 @@ fn value(kind: OptionKind, text: &str) -> Result<Value, String> {
             true => Ok(Value::Choice(text.into())),
             false => Err(format!("no `{text}`{}", suggest(text, known.to_vec()))),
         },
+        OptionKind::File => Ok(Value::File(text.into())),
         OptionKind::Sizes => items().map(size).collect::<Result<_, _>>().map(Value::Sizes),
     }
 }

@@ -1,5 +1,7 @@
 //! The table of passes: what pipelines, help, documentation and timing know about them.
 
+use std::io::Read;
+
 use marquetry_ir::graph::{Module, TypeError};
 use marquetry_ir::program::Program;
 
@@ -67,14 +69,37 @@ fn program(ir: Ir, cx: &Cx<'_>, f: impl FnOnce(&mut Program)) -> Result<Ir, Pass
 
 const LOWER: [OptionDecl; params::count(Reader::Lower)] = params::options(&[], Reader::Lower);
 
-const SCHEDULE: [OptionDecl; 3 + params::count(Reader::Schedule)] = params::options(
+const SCHEDULE: [OptionDecl; 4 + params::count(Reader::Schedule)] = params::options(
     &[
         flag("vectorize", "innermost loops become vectors"),
         flag("unroll", "short loops are expanded"),
         flag("registers", "small scratch buffers move into registers"),
+        option(
+            "trace",
+            OptionKind::File,
+            "",
+            "steps to apply instead, for kernels that the file names; see schedules.md",
+        ),
     ],
     Reader::Schedule,
 );
+
+/// Most bytes of a file of traces.
+const MAX_TRACES: u64 = 1 << 20;
+
+/// Applies the traces of a file.
+fn replayed(ir: Ir, cx: &Cx<'_>, path: &str) -> Result<Ir, PassError> {
+    let refused = |what: String| PassError::Trace { path: path.into(), what };
+    let file = std::fs::File::open(path).map_err(|e| refused(e.to_string()))?;
+    let mut text = String::new();
+    let read = file.take(MAX_TRACES + 1).read_to_string(&mut text).map_err(|e| refused(e.to_string()))?;
+    if read as u64 > MAX_TRACES {
+        return Err(refused(format!("it has more than {MAX_TRACES} bytes")));
+    }
+    let mut failed = None;
+    let ir = program(ir, cx, |p| failed = schedule::replay_program(p, &text).err())?;
+    failed.map_or(Ok(ir), |e| Err(refused(e.to_string())))
+}
 
 /// Every pass, in the order of the default pipeline.
 pub static PASSES: &[Pass] = &[
@@ -185,6 +210,9 @@ pub static PASSES: &[Pass] = &[
         numbers: Exact::Reassociates,
         options: &SCHEDULE,
         run: |ir, cx| {
+            if let Some(path) = cx.step.file("trace") {
+                return replayed(ir, cx, path);
+            }
             let (vectorize, unroll, registers) =
                 (cx.step.flag("vectorize"), cx.step.flag("unroll"), cx.step.flag("registers"));
             let config = schedule::Config { vectorize, unroll, registers, params: Params::of(cx.step) };
@@ -229,6 +257,7 @@ pub fn documentation() -> String {
             OptionKind::Flag => "`true`, `false`",
             OptionKind::Names(_) => "names",
             OptionKind::Choice(_) => "a name",
+            OptionKind::File => "a file",
             OptionKind::Sizes => "`n:1`, `n:1..=8`",
         };
         let default = if o.default.is_empty() { "none".into() } else { format!("`{}`", o.default) };

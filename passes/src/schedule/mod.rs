@@ -9,12 +9,14 @@ mod lane;
 mod linear;
 mod nest;
 mod registers;
+mod replay;
 pub mod rules;
 mod tree;
 mod vector;
 
 pub use nest::{parallel, reorder, split, unroll};
 pub use registers::promote;
+pub use replay::{PRIMITIVES, Primitive, ReplayError, replay, replay_program, traces};
 pub use vector::{vectorize, vectorize_reduce};
 
 use marquetry_ir::loops::{Kernel, Stmt, Var};

@@ -6,6 +6,7 @@ mod harness;
 mod primitives;
 mod random;
 mod refused;
+mod replay;
 mod rules;
 mod steps;
 mod wrong;
