@@ -12,7 +12,7 @@ pub use graph::module;
 pub use kernel::{fewest, reduce_kernel, statements};
 pub use operators::EXCUSED;
 pub use reduce::{reduce, size};
-pub use values::{Inputs, Outcome, bits_differ, gap, inputs, mean_gap, run, sensitivity};
+pub use values::{Inputs, Outcome, bits_differ, gap, inputs, inputs_of, mean_gap, run, sensitivity};
 
 use std::path::{Path, PathBuf};
 
