@@ -74,7 +74,10 @@ pub fn generate(
     let mut sampler = Sampler::new(params)?;
     sampler.observe(prompt);
     let reused = engine.reuse(prompt)?;
-    let mut out = Generated { ids: vec![], finish: Finish::Length, reused };
+    // Drawing and decoding allocate nothing once they are under way.
+    let most = limits.tokens.min(engine.context());
+    sampler.reserve(most);
+    let mut out = Generated { ids: Vec::with_capacity(most), finish: Finish::Length, reused };
     let mut logits = engine.prefill(&prompt[reused..], Rows::Last)?;
     while out.ids.len() < limits.tokens {
         let token = sampler.sample(&logits)?;

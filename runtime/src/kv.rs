@@ -109,9 +109,10 @@ impl PagedKv {
         self.free.len()
     }
 
-    /// Starts an empty sequence.
+    /// Starts an empty sequence, with room to name all pages that it may get: going on with it allocates nothing.
     pub fn start(&mut self) -> SeqId {
-        self.insert(Sequence::default())
+        let pages = Vec::with_capacity(self.context.div_ceil(self.page_size).min(self.holders.len()));
+        self.insert(Sequence { len: 0, pages })
     }
 
     fn insert(&mut self, s: Sequence) -> SeqId {
@@ -162,13 +163,11 @@ impl PagedKv {
         if needed > free {
             return Err(RuntimeError::Pages { needed, free, total: self.holders.len() });
         }
-        let new = self.free.split_off(free - needed);
-        for &p in &new {
-            self.holders[p as usize] = 1;
+        for _ in 0..needed {
+            let p = self.take_page()?;
+            self.get_mut(id)?.pages.push(p);
         }
-        let s = self.get_mut(id)?;
-        s.pages.extend(new.into_iter().rev());
-        s.len = asked;
+        self.get_mut(id)?.len = asked;
         Ok(())
     }
 

@@ -153,6 +153,12 @@ impl Sampler {
         self.history.extend_from_slice(tokens);
     }
 
+    /// Makes room for so many more tokens. Drawing them then allocates nothing after the first, unless there are penalties, which count
+    /// tokens each time.
+    pub fn reserve(&mut self, tokens: usize) {
+        self.history.reserve(tokens);
+    }
+
     /// Draws a token from `logits` (one per token id) and counts it as seen.
     ///
     /// Fails when there are no logits, one is NaN or positive infinity, all are negative infinity, or a bias names no token.
@@ -220,6 +226,8 @@ impl Sampler {
         // Tokens far below the best have a weight that is 0 in f64.
         let scale = f64::from(p.temperature);
         let weight = |v: f32| ((f64::from(v) - f64::from(best.1)) / scale).exp();
+        kept.reserve(logits.len());
+        self.weights.reserve(logits.len());
         kept.extend(self.logits.iter().enumerate().map(|(i, &v)| (i as u32, v)).filter(|&(_, v)| weight(v) > 0.0));
         let order =
             |a: &(u32, f32), b: &(u32, f32)| b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal).then(a.0.cmp(&b.0));

@@ -67,7 +67,7 @@ impl Machine for Interp {
     fn step(
         &mut self,
         args: &StepArgs<'_>,
-        outputs: &mut [(&str, &mut [f32])],
+        outputs: &mut [(&str, &mut [u8])],
         _: &mut Stats,
     ) -> Result<Option<Timed>, Error> {
         let page = |slot: &i32| usize::try_from(*slot).unwrap_or(0) / PAGE + 1;
@@ -89,6 +89,7 @@ impl Machine for Interp {
                 return Err(missing(&format!("output `{wanted}`")));
             };
             let values = t.to_f32()?;
+            let out: &mut [f32] = bytemuck::cast_slice_mut(out);
             if values.len() != out.len() {
                 return Err(missing(&format!("{} numbers of `{wanted}`, {} are there", out.len(), values.len())));
             }

@@ -18,7 +18,7 @@ use super::programs::{self, Bucket, bucket_options};
 use super::record::Timed;
 use super::variants::Tuning;
 use super::weights::PackedWeights;
-use super::{EngineOptions, Machine, Stats, StepArgs, TuningFound, Variant};
+use super::{EngineOptions, Few, Machine, Stats, StepArgs, TuningFound, Variant};
 use crate::Error;
 use crate::model::{LoadedModel, PAGE};
 use crate::tune::store;
@@ -193,7 +193,7 @@ pub(crate) fn generate(program: &Program, backend: codegen::Backend, numerics: N
 }
 
 /// The values of a function's symbols.
-fn sizes(f: &Function, args: &StepArgs<'_>, pages: usize) -> Result<Vec<i64>, Error> {
+fn sizes(f: &Function, args: &StepArgs<'_>, pages: usize) -> Result<Few<i64>, Error> {
     let value = |name: &str| {
         let what = || RuntimeError::Program { what: format!("size `{name}` is not one that a step has") };
         args.size(name, pages).ok_or_else(|| what().into())
@@ -243,7 +243,7 @@ impl Machine for Jit {
     fn step(
         &mut self,
         args: &StepArgs<'_>,
-        outputs: &mut [(&str, &mut [f32])],
+        outputs: &mut [(&str, &mut [u8])],
         stats: &mut Stats,
     ) -> Result<Option<Timed>, Error> {
         let bucket = if args.tokens.len() == 1 { Bucket::Decode } else { Bucket::Prefill };
@@ -259,14 +259,12 @@ impl Machine for Jit {
             none => none.insert(States::new(f.states(), &sizes)?),
         };
         let given = f.inputs().filter_map(|(name, ..)| Some((name, bytemuck::cast_slice(args.input(name)?))));
-        let inputs: Vec<(&str, &[u8])> = given.collect();
-        let outputs = outputs.iter_mut().map(|(name, v)| (*name, bytemuck::cast_slice_mut(v)));
-        let mut outputs: Vec<(&str, &mut [u8])> = outputs.collect();
+        let inputs: Few<(&str, &[u8])> = given.collect();
         if !args.timed {
-            f.run(&self.pool, &mut self.arena, states, &sizes, &inputs, &mut outputs)?;
+            f.run(&self.pool, &mut self.arena, states, &sizes, &inputs, outputs)?;
             return Ok(None);
         }
-        let timeline = f.run_profiled(&self.pool, &mut self.arena, states, &sizes, &inputs, &mut outputs)?;
-        Ok(Some(Timed { bucket, sizes, timeline }))
+        let timeline = f.run_profiled(&self.pool, &mut self.arena, states, &sizes, &inputs, outputs)?;
+        Ok(Some(Timed { bucket, sizes: sizes.to_vec(), timeline }))
     }
 }

@@ -34,6 +34,9 @@ pub use record::Recorded;
 pub(crate) use variants::Variant;
 pub use variants::{Tuning, TuningFound};
 
+/// A list that takes no memory of its own while it is short.
+type Few<T> = smallvec::SmallVec<[T; 12]>;
+
 /// Bytes of logits that one step makes at most when every token's are wanted.
 const MAX_LOGITS: usize = 128 << 20;
 /// Threads used by default, at most.
@@ -207,11 +210,11 @@ pub struct RecurrentState {
 trait Machine {
     /// The first row of a recurrent state, if there was a step.
     fn state(&self, name: &str) -> Option<Vec<f32>>;
-    /// Computes the outputs by name, each `[rows, width]`. Tells when kernels ran if the step is to be timed.
+    /// Computes the outputs by name, each the bytes of f32 `[rows, width]`. Tells when kernels ran if the step is to be timed.
     fn step(
         &mut self,
         args: &StepArgs<'_>,
-        outputs: &mut [(&str, &mut [f32])],
+        outputs: &mut [(&str, &mut [u8])],
         stats: &mut Stats,
     ) -> Result<Option<Timed>, Error>;
     /// The program of a bucket, where it was kept.
@@ -253,6 +256,11 @@ pub struct Engine {
     inputs: StepInputs,
     /// Kinds of the tokens of the next step; empty for all 0.
     types: Vec<i32>,
+    /// Other inputs of the last step, kept for their memory.
+    tokens: Vec<i32>,
+    rows: Vec<i32>,
+    span: Vec<i32>,
+    row: Vec<i32>,
     /// One per output of the model.
     outputs: Vec<AlignedBytes>,
     stats: Stats,
@@ -293,7 +301,10 @@ impl Engine {
         let mut kv = PagedKv::new(options.context.div_ceil(PAGE), PAGE, options.context)?;
         let sequence = kv.start();
         let outputs = model.text.outputs.iter().map(|_| AlignedBytes::new(0, "an output")).collect::<Result<_, _>>()?;
-        let (history, inputs, stats) = (vec![], StepInputs::default(), Stats::default());
+        // Steps of one token allocate nothing: what grows with the sequence has its room from the beginning.
+        let history = Vec::with_capacity(options.context);
+        let pages = Vec::with_capacity(options.context.div_ceil(PAGE));
+        let (inputs, stats) = (StepInputs { pages, ..StepInputs::default() }, Stats::default());
         Ok(Engine {
             model,
             machine,
@@ -305,6 +316,10 @@ impl Engine {
             expected: 0,
             inputs,
             types: vec![],
+            tokens: vec![],
+            rows: vec![],
+            span: vec![],
+            row: vec![],
             outputs,
             stats,
             recorded: None,
@@ -543,16 +558,17 @@ impl Engine {
         let (pack, compile) = (self.stats.pack_s, self.stats.compile_s);
         let n = tokens.len();
         let last = n as i32 - 1;
-        let rows: Vec<i32> = if want == Rows::All { (0..=last).collect() } else { vec![last] };
+        self.rows.clear();
+        self.rows.extend(if want == Rows::All { 0..=last } else { last..=last });
         for (i, o) in self.model.text.outputs.iter().enumerate() {
-            let bytes = rows.len() * o.width * size_of::<f32>();
+            let bytes = self.rows.len() * o.width * size_of::<f32>();
             if self.outputs.get(i).is_some_and(|b| b.len() < bytes) {
                 self.outputs[i] = AlignedBytes::new(bytes, "an output")?;
             }
         }
         let before = self.history.len();
         self.kv.append(self.sequence, n)?;
-        let done = match self.run(tokens, &rows) {
+        let done = match self.run(tokens) {
             Ok(done) => done,
             Err(e) => {
                 self.kv.truncate(self.sequence, before)?;
@@ -575,19 +591,32 @@ impl Engine {
         Ok(())
     }
 
-    fn run(&mut self, tokens: &[u32], rows: &[i32]) -> Result<Option<Recorded>, Error> {
-        let ids: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
-        let len = self.history.len() + tokens.len();
-        let span = vec![i32::try_from(len.max(self.expected)).unwrap_or(i32::MAX); tokens.len()];
+    fn run(&mut self, tokens: &[u32]) -> Result<Option<Recorded>, Error> {
+        let n = tokens.len();
+        let len = self.history.len() + n;
+        let span = i32::try_from(len.max(self.expected)).unwrap_or(i32::MAX);
+        for (input, value) in [(&mut self.span, span), (&mut self.row, 0)] {
+            input.clear();
+            input.resize(n, value);
+        }
+        self.tokens.clear();
+        self.tokens.extend(tokens.iter().map(|&t| t as i32));
         let pages = len.div_ceil(PAGE);
-        self.kv.step(&[(self.sequence, tokens.len())], pages, &mut self.inputs)?;
-        self.types.resize(tokens.len(), 0);
-        let row = vec![0; tokens.len()];
-        let timed = self.recorded.is_some();
-        let args = StepArgs { tokens: &ids, rows, span: &span, types: &self.types, row: &row, kv: &self.inputs, timed };
+        self.kv.step(&[(self.sequence, n)], pages, &mut self.inputs)?;
+        self.types.resize(n, 0);
+        let args = StepArgs {
+            tokens: &self.tokens,
+            rows: &self.rows,
+            span: &self.span,
+            types: &self.types,
+            row: &self.row,
+            kv: &self.inputs,
+            timed: self.recorded.is_some(),
+        };
+        let bytes = self.rows.len() * size_of::<f32>();
         let pairs = self.model.text.outputs.iter().zip(&mut self.outputs);
-        let mut outputs: Vec<(&str, &mut [f32])> =
-            pairs.map(|(o, b)| (o.name.as_str(), &mut bytemuck::cast_slice_mut(b)[..rows.len() * o.width])).collect();
+        let mut outputs: Few<(&str, &mut [u8])> =
+            pairs.map(|(o, b)| (o.name.as_str(), &mut b[..bytes * o.width])).collect();
         let timed = self.machine.step(&args, &mut outputs, &mut self.stats)?;
         Ok(timed.map(|t| Recorded::new(&args, t)))
     }
