@@ -188,5 +188,5 @@ fn rotation_and_append() {
         }
         case
     };
-    check(&[case(DType::F32, false, 32), case(DType::F16, true, 64), case(DType::BF16, false, 80)]);
+    check(&[case(DType::F32, false, 32), case(DType::F16, true, 64), case(DType::BF16, false, 48)]);
 }
