@@ -70,7 +70,9 @@ impl Subject for OfEngine<'_> {
     }
 
     fn changed(&self, from: &Variant, to: &Variant) -> Vec<String> {
-        let same = |k| from.params.chunks == to.params.chunks && from.program.kernels.contains(k);
+        // A thread that is alone takes a loop as a whole.
+        let same_chunks = from.params.chunks == to.params.chunks || self.engine.options().threads == 1;
+        let same = |k| same_chunks && from.program.kernels.contains(k);
         to.program.kernels.iter().filter(|k| !same(k)).map(|k| k.name.clone()).collect()
     }
 
