@@ -11,17 +11,32 @@ use super::super::Call;
 use super::super::rows::{Job, ROWS, State, jobs, plain};
 use super::math::{exp, load16, sums, tanh, transpose};
 
-/// Positions of a chunk.
+/// Positions of a chunk, lanes of a vector.
 const CHUNK: usize = 16;
-/// Rows from which on keys are transposed first.
-const MANY: usize = 3;
-/// Largest head that keys are transposed for.
+/// Chunks whose scores are known before they are weights, at most.
+const BLOCK: usize = 8;
+/// Vectors of scores that are under way: of the most rows, two chunks.
+const SCORES: usize = 2 * ROWS;
+/// Rows that keys are not transposed for.
+const FEW: usize = 4;
+/// Rows that values are made f32 for, before each reads them.
+const MANY: usize = 8;
+/// Largest head that there is room for.
 const DIM: usize = 256;
-/// Rows whose scores are cheap to clear.
-const FEW: usize = 8;
 
-/// Keys with positions as lanes, as many as a head has features.
+/// Keys with positions as lanes, as many as a head has features, or values of as many positions as fit.
 type Columns = [MaybeUninit<__m512>; DIM];
+/// Scores of rows with a block of chunks, then weights: those of a row one after the other.
+type Scores = [MaybeUninit<__m512>; SCORES];
+
+/// Neighbouring positions of one page.
+#[derive(Clone, Copy, Default)]
+struct Chunk {
+    at: usize,
+    count: usize,
+    /// The element where they begin.
+    slot: usize,
+}
 
 /// The routine for an element type of the cache.
 pub fn attend(a: Attend) -> Option<Routine> {
@@ -42,22 +57,13 @@ unsafe extern "C" fn run<const D: u8>(args: *const *mut u8, sizes: *const i64) {
     }
 }
 
+/// Walks over the positions.
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
 unsafe fn vectors<const D: u8>(job: Job) {
     unsafe {
-        match job.rows <= FEW {
-            true => walk::<D>(job, &mut [_mm512_setzero_ps(); FEW]),
-            false => walk::<D>(job, &mut [_mm512_setzero_ps(); ROWS]),
-        }
-    }
-}
-
-/// Walks over the positions.
-#[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
-unsafe fn walk<const D: u8>(job: Job, scores: &mut [__m512]) {
-    unsafe {
         let mut state = State::new();
         let mut columns: Columns = [const { MaybeUninit::uninit() }; DIM];
+        let mut scores: Scores = [const { MaybeUninit::uninit() }; SCORES];
         let (mut low, mut high) = (i64::MAX, i64::MIN);
         for r in 0..job.rows {
             let (first, last) = job.range(r);
@@ -67,30 +73,39 @@ unsafe fn walk<const D: u8>(job: Job, scores: &mut [__m512]) {
                 _mm512_storeu_ps(out.add(d), _mm512_setzero_ps());
             }
         }
-        let mut at = low.max(0) as usize;
-        while at as i64 <= high {
-            // A chunk ends with its page, beyond which slots are not neighbours.
-            let count = CHUNK.min(job.page - at % job.page).min((high - at as i64) as usize + 1);
-            let slot = job.slot(at);
-            let keys = job.keys.add(slot * Job::size::<D>());
-            if job.rows >= MANY {
-                gather::<D>(job, keys, count, &mut columns);
-                by_columns(job, &columns, scores);
-            } else {
-                by_rows::<D>(job, keys, count, scores);
+        let (mut at, end) = (low.max(0) as usize, (high + 1).max(0) as usize);
+        let block = (SCORES / job.rows).min(BLOCK);
+        let mut chunks = [Chunk::default(); BLOCK];
+        while at < end {
+            let mut n = 0;
+            while n < block && at < end {
+                let chunk = chunk(job, at, end);
+                at += chunk.count;
+                fetch::<D>(job, job.values, chunk);
+                if at < end {
+                    fetch::<D>(job, job.keys, self::chunk(job, at, end));
+                }
+                products::<D>(job, chunk, &mut columns, scores.as_mut_ptr().cast::<__m512>().add(n), block);
+                chunks[n] = chunk;
+                n += 1;
             }
-            softmax(job, (at as i64, count), scores, &mut state);
-            let values = job.values.add(slot * Job::size::<D>());
-            let mut r = 0;
-            while r < job.rows {
-                r += match job.rows - r {
-                    4.. => weigh::<D, 4>(job, values, count, scores, r),
-                    3 => weigh::<D, 3>(job, values, count, scores, r),
-                    2 => weigh::<D, 2>(job, values, count, scores, r),
-                    _ => weigh::<D, 1>(job, values, count, scores, r),
-                };
+            for r in 0..job.rows {
+                softmax(job, r, &chunks[..n], scores.as_mut_ptr().cast::<__m512>().add(r * block), &mut state);
             }
-            at += count;
+            let mut i = 0;
+            while i < n {
+                let (first, begin) = (chunks[i], i);
+                // Chunks that lie one after the other are one.
+                let mut count = first.count;
+                i += 1;
+                while i < n && count == (i - begin) * CHUNK && chunks[i].slot == first.slot + count * job.slot {
+                    count += chunks[i].count;
+                    i += 1;
+                }
+                let weights = scores.as_ptr().cast::<f32>().add(begin * CHUNK);
+                let values = job.values.add(first.slot * Job::size::<D>());
+                add::<D>(job, (values, count), (weights, block * CHUNK), &mut columns);
+            }
         }
         for r in 0..job.rows {
             if job.parts {
@@ -100,6 +115,43 @@ unsafe fn walk<const D: u8>(job: Job, scores: &mut [__m512]) {
             let (out, inverse) = (job.out.add(r * job.next[1]), _mm512_set1_ps(1.0 / state.total[r]));
             for d in (0..job.dim).step_by(16) {
                 _mm512_storeu_ps(out.add(d), _mm512_mul_ps(_mm512_loadu_ps(out.add(d)), inverse));
+            }
+        }
+    }
+}
+
+/// The chunk that begins at a position before `end`. It ends with its page, beyond which slots are not neighbours.
+#[inline]
+unsafe fn chunk(job: Job, at: usize, end: usize) -> Chunk {
+    Chunk { at, count: CHUNK.min(job.page - at % job.page).min(end - at), slot: unsafe { job.slot(at) } }
+}
+
+/// Starts to read the keys or values of a chunk: what one head has of neighbouring slots lies apart.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn fetch<const D: u8>(job: Job, from: *const u8, chunk: Chunk) {
+    for j in 0..chunk.count {
+        let slot = from.wrapping_add((chunk.slot + j * job.slot) * Job::size::<D>());
+        for line in (0..job.dim * Job::size::<D>()).step_by(64) {
+            _mm_prefetch::<_MM_HINT_T0>(slot.wrapping_add(line).cast());
+        }
+    }
+}
+
+/// Products of all rows with the keys of a chunk, to `scores[r * next]`. Lanes beyond the chunk repeat its last position.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
+unsafe fn products<const D: u8>(job: Job, chunk: Chunk, columns: &mut Columns, scores: *mut __m512, next: usize) {
+    unsafe {
+        let keys = job.keys.add(chunk.slot * Job::size::<D>());
+        match job.rows {
+            1 => by_rows::<D, 1>(job, keys, chunk.count, scores, next),
+            2 => by_rows::<D, 2>(job, keys, chunk.count, scores, next),
+            3 => by_rows::<D, 3>(job, keys, chunk.count, scores, next),
+            FEW => by_rows::<D, FEW>(job, keys, chunk.count, scores, next),
+            _ => {
+                gather::<D>(job, keys, chunk.count, columns);
+                by_columns(job, columns, scores, next);
             }
         }
     }
@@ -125,14 +177,14 @@ unsafe fn gather<const D: u8>(job: Job, keys: *const u8, count: usize, columns: 
 /// Products of all rows with a chunk of keys, given by columns.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
-unsafe fn by_columns(job: Job, columns: &Columns, scores: &mut [__m512]) {
+unsafe fn by_columns(job: Job, columns: &Columns, scores: *mut __m512, next: usize) {
     /// `T` rows from `r` on, each summed in `U` parts, so that enough sums are under way.
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
     unsafe fn tile<const T: usize, const U: usize>(
         job: Job,
         columns: &Columns,
-        scores: &mut [__m512],
+        (scores, next): (*mut __m512, usize),
         r: usize,
     ) -> usize {
         unsafe {
@@ -146,8 +198,8 @@ unsafe fn by_columns(job: Job, columns: &Columns, scores: &mut [__m512]) {
                     }
                 }
             }
-            for (score, acc) in scores[r..].iter_mut().zip(&acc) {
-                *score = acc[1..].iter().fold(acc[0], |s, a| _mm512_add_ps(s, *a));
+            for (t, acc) in acc.iter().enumerate() {
+                *scores.add((r + t) * next) = acc[1..].iter().fold(acc[0], |s, a| _mm512_add_ps(s, *a));
             }
             T
         }
@@ -156,84 +208,154 @@ unsafe fn by_columns(job: Job, columns: &Columns, scores: &mut [__m512]) {
         let mut r = 0;
         while r < job.rows {
             r += match job.rows - r {
-                8.. => tile::<8, 1>(job, columns, scores, r),
-                4.. => tile::<4, 2>(job, columns, scores, r),
-                3 => tile::<3, 4>(job, columns, scores, r),
-                2 => tile::<2, 4>(job, columns, scores, r),
-                _ => tile::<1, 4>(job, columns, scores, r),
+                8.. => tile::<8, 1>(job, columns, (scores, next), r),
+                4.. => tile::<4, 2>(job, columns, (scores, next), r),
+                3 => tile::<3, 4>(job, columns, (scores, next), r),
+                2 => tile::<2, 4>(job, columns, (scores, next), r),
+                _ => tile::<1, 4>(job, columns, (scores, next), r),
             };
         }
     }
 }
 
-/// Products of few rows with a chunk of keys.
+/// Products of `T` rows, which are all, with a chunk of keys: four positions at a time, summed over features at the end.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
-unsafe fn by_rows<const D: u8>(job: Job, keys: *const u8, count: usize, scores: &mut [__m512]) {
+unsafe fn by_rows<const D: u8, const T: usize>(
+    job: Job,
+    keys: *const u8,
+    count: usize,
+    scores: *mut __m512,
+    next: usize,
+) {
     unsafe {
-        for (r, score) in scores.iter_mut().enumerate().take(job.rows) {
-            let q = job.q.add(r * job.next[0]);
-            let mut parts = [_mm512_setzero_ps(); 16];
+        let mut parts = [[_mm512_setzero_ps(); CHUNK]; T];
+        for j in (0..count).step_by(4) {
+            let key: [_; 4] =
+                std::array::from_fn(|i| keys.wrapping_add((j + i).min(count - 1) * job.slot * Job::size::<D>()));
+            let mut acc = [[_mm512_setzero_ps(); 4]; T];
             for d in (0..job.dim).step_by(16) {
-                let q = _mm512_loadu_ps(q.add(d));
-                for (j, part) in parts.iter_mut().enumerate() {
-                    let key = load16::<D>(keys.add((j.min(count - 1) * job.slot + d) * Job::size::<D>()));
-                    *part = _mm512_fmadd_ps(q, key, *part);
+                let mut k = [_mm512_setzero_ps(); 4];
+                for (k, key) in k.iter_mut().zip(key) {
+                    *k = load16::<D>(key.add(d * Job::size::<D>()));
+                }
+                for (t, acc) in acc.iter_mut().enumerate() {
+                    let q = _mm512_loadu_ps(job.q.add(t * job.next[0] + d));
+                    for (acc, k) in acc.iter_mut().zip(k) {
+                        *acc = _mm512_fmadd_ps(q, k, *acc);
+                    }
                 }
             }
-            *score = sums(&parts);
+            for (parts, acc) in parts.iter_mut().zip(acc) {
+                parts[j..j + 4].copy_from_slice(&acc);
+            }
+        }
+        for (t, parts) in parts.iter().enumerate() {
+            *scores.add(t * next) = sums(parts);
         }
     }
 }
 
-/// Turns scores into weights, and rescales what was summed with a smaller maximum.
+/// Turns a row's scores into weights, and rescales what was summed with a smaller maximum.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
-unsafe fn softmax(job: Job, (at, count): (i64, usize), scores: &mut [__m512], state: &mut State) {
+unsafe fn softmax(job: Job, r: usize, chunks: &[Chunk], scores: *mut __m512, state: &mut State) {
     unsafe {
-        for (r, score) in scores.iter_mut().enumerate().take(job.rows) {
-            let (first, last) = job.range(r);
+        let (first, last) = job.range(r);
+        let none = _mm512_set1_ps(f32::NEG_INFINITY);
+        let mut top = none;
+        for (i, chunk) in chunks.iter().enumerate() {
+            let at = chunk.at as i64;
             // Lanes from `from` up to `to` are seen.
-            let (from, to) = ((first - at).clamp(0, 16) as u32, (last - at + 1).clamp(0, count as i64) as u32);
+            let (from, to) = ((first - at).clamp(0, 16) as u32, (last - at + 1).clamp(0, chunk.count as i64) as u32);
             let seen = ((1u32 << to) - 1) as u16 & !((1u32 << from) - 1) as u16;
-            if seen == 0 {
-                *score = _mm512_setzero_ps();
-                continue;
-            }
-            let mut s = _mm512_mul_ps(*score, _mm512_set1_ps(job.scale));
+            let mut s = _mm512_mul_ps(*scores.add(i), _mm512_set1_ps(job.scale));
             if job.cap != 0.0 {
                 let cap = _mm512_set1_ps(job.cap);
                 s = _mm512_mul_ps(tanh(_mm512_div_ps(s, cap)), cap);
             }
-            let top = _mm512_mask_reduce_max_ps(seen, s);
-            if top > state.max[r] {
-                let shrink = (state.max[r] - top).exp();
-                state.max[r] = top;
-                state.total[r] *= shrink;
-                let (out, shrink) = (job.out.add(r * job.next[1]), _mm512_set1_ps(shrink));
+            s = _mm512_mask_mov_ps(none, seen, s);
+            *scores.add(i) = s;
+            top = _mm512_max_ps(top, s);
+        }
+        let top = _mm512_reduce_max_ps(top);
+        if top > state.max[r] {
+            let shrink = (state.max[r] - top).exp();
+            state.max[r] = top;
+            state.total[r] *= shrink;
+            let (out, shrink) = (job.out.add(r * job.next[1]), _mm512_set1_ps(shrink));
+            for d in (0..job.dim).step_by(16) {
+                _mm512_storeu_ps(out.add(d), _mm512_mul_ps(_mm512_loadu_ps(out.add(d)), shrink));
+            }
+        }
+        let (max, mut total) = (_mm512_set1_ps(state.max[r]), _mm512_setzero_ps());
+        for i in 0..chunks.len() {
+            let s = *scores.add(i);
+            let seen = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(s, none);
+            let weight = _mm512_maskz_mov_ps(seen, exp(_mm512_sub_ps(s, max)));
+            *scores.add(i) = weight;
+            total = _mm512_add_ps(total, weight);
+        }
+        state.total[r] += _mm512_reduce_add_ps(total);
+    }
+}
+
+/// Adds the weighted values of neighbouring positions to all rows. The weights of a row are `next` numbers after those of the one
+/// before.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
+unsafe fn add<const D: u8>(
+    job: Job,
+    (values, count): (*const u8, usize),
+    (weights, next): (*const f32, usize),
+    plain: &mut Columns,
+) {
+    unsafe {
+        if job.rows < MANY || D == 0 {
+            return weigh_all::<D>(job, (values, job.slot, count), (weights, next));
+        }
+        let most = DIM * 16 / job.dim;
+        for first in (0..count).step_by(most) {
+            let some = most.min(count - first);
+            for j in 0..some {
                 for d in (0..job.dim).step_by(16) {
-                    _mm512_storeu_ps(out.add(d), _mm512_mul_ps(_mm512_loadu_ps(out.add(d)), shrink));
+                    let v = load16::<D>(values.add(((first + j) * job.slot + d) * Job::size::<D>()));
+                    plain[(j * job.dim + d) / 16].write(v);
                 }
             }
-            let weight = exp(_mm512_sub_ps(s, _mm512_set1_ps(state.max[r])));
-            *score = _mm512_maskz_mov_ps(seen, weight);
-            state.total[r] += _mm512_reduce_add_ps(*score);
+            weigh_all::<0>(job, (plain.as_ptr().cast(), job.dim, some), (weights.add(first), next));
         }
     }
 }
 
-/// Adds the weighted values of a chunk to `T` rows from `r` on; returns `T`.
+/// As [`add`]: positions are `slot` elements apart.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
+unsafe fn weigh_all<const D: u8>(job: Job, values: (*const u8, usize, usize), weights: (*const f32, usize)) {
+    unsafe {
+        let mut r = 0;
+        while r < job.rows {
+            r += match job.rows - r {
+                4.. => weigh::<D, 4>(job, values, weights, r),
+                3 => weigh::<D, 3>(job, values, weights, r),
+                2 => weigh::<D, 2>(job, values, weights, r),
+                _ => weigh::<D, 1>(job, values, weights, r),
+            };
+        }
+    }
+}
+
+/// Of [`weigh_all`], `T` rows from `r` on; returns `T`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
 unsafe fn weigh<const D: u8, const T: usize>(
     job: Job,
-    values: *const u8,
-    count: usize,
-    scores: &[__m512],
+    (values, slot, count): (*const u8, usize, usize),
+    (weights, next): (*const f32, usize),
     r: usize,
 ) -> usize {
     unsafe {
-        let weights: *const f32 = scores.as_ptr().add(r).cast();
+        let weights = weights.add(r * next);
         let out = job.out.add(r * job.next[1]);
         let mut d = 0;
         while d < job.dim {
@@ -247,14 +369,14 @@ unsafe fn weigh<const D: u8, const T: usize>(
                 }
             }
             for j in 0..count {
-                let from = values.add((j * job.slot + d) * Job::size::<D>());
+                let from = values.add((j * slot + d) * Job::size::<D>());
                 if n == 4 {
                     let mut v = [_mm512_setzero_ps(); 4];
                     for (i, v) in v.iter_mut().enumerate() {
                         *v = load16::<D>(from.add(16 * i * Job::size::<D>()));
                     }
                     for (t, acc) in acc.iter_mut().enumerate() {
-                        let w = _mm512_set1_ps(*weights.add(16 * t + j));
+                        let w = _mm512_set1_ps(*weights.add(t * next + j));
                         for (acc, v) in acc.iter_mut().zip(v) {
                             *acc = _mm512_fmadd_ps(w, v, *acc);
                         }
@@ -262,7 +384,7 @@ unsafe fn weigh<const D: u8, const T: usize>(
                 } else {
                     let v = load16::<D>(from);
                     for (t, acc) in acc.iter_mut().enumerate() {
-                        acc[0] = _mm512_fmadd_ps(_mm512_set1_ps(*weights.add(16 * t + j)), v, acc[0]);
+                        acc[0] = _mm512_fmadd_ps(_mm512_set1_ps(*weights.add(t * next + j)), v, acc[0]);
                     }
                 }
             }
