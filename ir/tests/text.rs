@@ -340,6 +340,7 @@ fn micro_op() -> impl Strategy<Value = MicroOp> {
     prop_oneof![
         packed.clone().prop_map(MicroOp::Dot),
         packed.prop_map(MicroOp::Unpack),
+        Just(MicroOp::Quantize),
         float.clone().prop_map(MicroOp::Fma),
         (float, any::<u32>(), any::<u32>()).prop_map(|(dtype, scale, cap)| MicroOp::Attend(Attend {
             parts: cap & 1 == 1,

@@ -79,12 +79,23 @@ impl Arg {
 
 /// What the loops and what the routine leave in the first argument.
 fn both(level: Level, op: MicroOp, args: Vec<Arg>, sizes: &[usize]) -> Option<(Vec<f32>, Vec<f32>)> {
+    let (expected, found) = all(level, op, args, sizes)?;
+    Some((expected[0].to_f32(), found[0].to_f32()))
+}
+
+/// What the loops and what the routine leave in all arguments.
+fn all(level: Level, op: MicroOp, args: Vec<Arg>, sizes: &[usize]) -> Option<(Vec<BufData>, Vec<BufData>)> {
     let routine = level.routine(&op)?;
     let mut k = Kernel::new("k");
     let mut call = Micro { op, args: vec![], sizes: sizes.iter().map(|s| Expr::idx(*s as i64)).collect() };
     for (i, a) in args.iter().enumerate() {
         let shape = a.shape.iter().map(|d| Dim::from(*d as i64)).collect();
-        let b = k.buffer(&format!("a{i}"), a.data.dtype, shape, if i == 0 { Scope::InOut } else { Scope::In });
+        let b = k.buffer(
+            &format!("a{i}"),
+            a.data.dtype,
+            shape,
+            if op.params()[i].written { Scope::InOut } else { Scope::In },
+        );
         call.args.push((b, a.at.iter().map(|i| Expr::idx(*i as i64)).collect()));
     }
     k.body = vec![Stmt::Micro(call)];
@@ -104,7 +115,7 @@ fn both(level: Level, op: MicroOp, args: Vec<Arg>, sizes: &[usize]) -> Option<(V
     numbers.extend(op.constants());
     // SAFETY: `available` lists what this CPU has; the interpreter has just checked the bounds of the same accesses.
     unsafe { routine(addresses.as_ptr(), numbers.as_ptr()) };
-    Some((expected[0].to_f32(), found[0].to_f32()))
+    Some((expected, found))
 }
 
 fn close(op: MicroOp, (expected, found): (Vec<f32>, Vec<f32>), relative: f32) {
@@ -246,6 +257,36 @@ fn attention() {
                 [&mut want, &mut got].into_iter().flatten().for_each(|v| *v = v.max(-20.0));
                 let results = (want, got);
                 close(op, results, 5e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn quantized_rows() {
+    let mut noise = Noise(6);
+    for level in Level::available() {
+        for [rows, groups, kind] in [[1, 1, 0], [1, 18, 0], [3, 2, 1], [2, 5, 2], [4, 3, 3], [1, 7, 4]] {
+            let mut x = floats(DType::F32, rows * groups * 32, &mut noise, 1.0);
+            for i in 0..x.len() {
+                let v = match kind {
+                    // Steps of a half, with ties; large and small next to each other; groups of zeros and of too small numbers.
+                    1 => ((i * 7) % 255) as f32 * 0.5 - 63.5,
+                    2 => noise.float() * 10f32.powi((i % 61) as i32 - 30),
+                    3 if i / 32 % 2 == 0 => [0.0, -0.0][i % 2],
+                    4 => noise.float() * 1e-31,
+                    _ => continue,
+                };
+                x.set(i, Scalar::F(v));
+            }
+            let out = |dtype, width: usize| Arg::new(&[rows, width], BufData::zeros(dtype, rows * width));
+            let planes = [out(DType::I8, 32 * groups), out(DType::F32, groups), out(DType::F32, 2 * groups)];
+            let args = planes.into_iter().chain([Arg::new(&[rows, 32 * groups], x)]);
+            let by = noise.below(3);
+            let args = args.map(|a| a.moved(by)).collect();
+            let (want, got) = all(level, MicroOp::Quantize, args, &[rows, groups]).expect("a routine");
+            for (want, got) in want.iter().zip(&got) {
+                assert!(want.bytes == got.bytes, "{level:?} {rows} {groups} {kind}");
             }
         }
     }

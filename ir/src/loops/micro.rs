@@ -10,6 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt, UnOp, VTy};
+use crate::graph::QUANTIZE_FLOOR;
 use crate::{DType, Elem, Packed};
 
 /// A routine for a micro-kernel: addresses of arguments; sizes, strides and constants.
@@ -36,6 +37,11 @@ pub enum MicroOp {
     /// head, `pages i32[sequences, pages]`, and `meta i64[rows, 3]`: first position, last position, sequence of each row.
     /// Sizes: rows, dim, positions per page. With `parts`, rows have two numbers more and are those of `attend_parts`.
     Attend(Attend),
+    /// Rows as the operator `quantize` leaves them, every bit of them.
+    ///
+    /// `q i8[rows, 32 * groups]`, `scale f32[rows, groups]` and `sums f32[rows, 2 * groups]` of `x f32[rows, 32 * groups]`.
+    /// Sizes: rows, groups.
+    Quantize,
 }
 
 /// Parameters of [`MicroOp::Attend`].
@@ -69,7 +75,7 @@ pub struct Param {
     pub dtype: DType,
     /// Number of axes. What is only read may have more, the last ones of constant extents and read as one axis.
     pub rank: usize,
-    /// Is it written? The first argument of every operation is, and no other.
+    /// Is it written? Those that are stand first.
     pub written: bool,
 }
 
@@ -83,6 +89,7 @@ impl MicroOp {
             all.extend(w.min.then_some(side));
             all
         };
+        let written = if self == MicroOp::Quantize { 3 } else { 1 };
         let mut all = match self {
             MicroOp::Dot(w) => {
                 let mut all = vec![p(DType::F32, 2)];
@@ -100,8 +107,9 @@ impl MicroOp {
                 let (rows, cache) = (p(DType::F32, 2), p(a.dtype, 3));
                 vec![rows, rows, cache, cache, p(DType::I32, 2), p(DType::I64, 2)]
             }
+            MicroOp::Quantize => [DType::I8, DType::F32, DType::F32, DType::F32].map(|d| p(d, 2)).into(),
         };
-        all[0].written = true;
+        all[..written].iter_mut().for_each(|p| p.written = true);
         all
     }
 
@@ -120,6 +128,7 @@ impl MicroOp {
             MicroOp::Fma(_) => &["tokens", "blocks", "k"],
             MicroOp::Unpack(_) => &["blocks", "groups"],
             MicroOp::Attend(_) => &["rows", "dim", "page"],
+            MicroOp::Quantize => &["rows", "groups"],
         }
     }
 }
@@ -134,6 +143,7 @@ impl fmt::Display for MicroOp {
                 let parts = if a.parts { " parts" } else { "" };
                 write!(f, "attend {} {:08x} {:08x}{parts}", a.dtype, a.scale, a.cap)
             }
+            MicroOp::Quantize => write!(f, "quantize"),
         }
     }
 }
@@ -153,6 +163,7 @@ impl FromStr for MicroOp {
             ["dot", p] => packed(p).map(MicroOp::Dot),
             ["fma", d] => float(d).map(MicroOp::Fma),
             ["unpack", p] => packed(p).map(MicroOp::Unpack),
+            ["quantize"] => Ok(MicroOp::Quantize),
             ["attend", d, scale, cap, more @ ..] if matches!(more, [] | ["parts"]) => {
                 let parts = !more.is_empty();
                 Ok(MicroOp::Attend(Attend { dtype: float(d)?, scale: bits(scale)?, cap: bits(cap)?, parts }))
@@ -170,6 +181,13 @@ pub fn scaled(p: Packed, (scale, min): (Expr, Option<Expr>), dot: Expr, x: Expr,
         None if p.zero == 0 => scale.fma(dot * x, old),
         None => scale.fma(dot.fma(x, total * Expr::float(-f32::from(p.zero))), old),
     }
+}
+
+/// The scale of a group of activations whose largest magnitude is `max`, and what its numbers are multiplied by.
+pub fn group_scale(max: Expr) -> (Expr, Expr) {
+    let inverse =
+        Expr::float(QUANTIZE_FLOOR).lt(max.clone()).select(Expr::float(127.0) / max.clone(), Expr::float(0.0));
+    (max * Expr::float(1.0 / 127.0), inverse)
 }
 
 /// Elements `4 * quad ..` of a group of 32 as the bytes of a word, from the data words that `word` gives.
@@ -255,6 +273,7 @@ impl Micro {
             MicroOp::Fma(_) => self.fma(k),
             MicroOp::Unpack(p) => self.unpack(k, p),
             MicroOp::Attend(a) => self.attend(k, a),
+            MicroOp::Quantize => self.quantize(k),
         }
     }
 
@@ -293,8 +312,12 @@ impl Micro {
     }
 
     fn store(&self, offsets: &[Expr], value: Expr) -> Stmt {
-        let index = self.args[0].1.iter().zip(offsets).map(|(a, b)| a.clone() + b.clone()).collect();
-        Stmt::Store { buf: self.buf(0), index, value }
+        self.store_to(0, offsets, value)
+    }
+
+    fn store_to(&self, i: usize, offsets: &[Expr], value: Expr) -> Stmt {
+        let index = self.args[i].1.iter().zip(offsets).map(|(a, b)| a.clone() + b.clone()).collect();
+        Stmt::Store { buf: self.buf(i), index, value }
     }
 
     /// A plane of scales or minima, by its argument, as f32.
@@ -378,6 +401,40 @@ impl Micro {
                         };
                         vec![self.store(&[b.clone(), g.clone() * 32 + j, r], value)]
                     }));
+                }
+                body
+            })]
+        })]
+    }
+
+    fn quantize(&self, k: &mut Kernel) -> Vec<Stmt> {
+        let [rows, groups] = [0, 1].map(|i| self.sizes[i].clone());
+        let fold = k.buffer("fold", DType::F32, vec![1.into()], Scope::Reg);
+        let zero = || vec![Expr::idx(0)];
+        let set = |value: Expr| Stmt::Store { buf: fold, index: zero(), value };
+        vec![each(k, "r", rows, |k, r| {
+            vec![each(k, "g", groups, |k, g| {
+                let x = |k: &Kernel, i: Expr| self.load(k, 3, &[r.clone(), g.clone() * 32 + i]);
+                let largest = each(k, "i", Expr::idx(32), |k, i| {
+                    vec![set(k.load(fold, zero()).max(Expr::unary(UnOp::Abs, x(k, i))))]
+                });
+                let (scale, inverse) = group_scale(k.load(fold, zero()));
+                let (b1, scale) = bind(k, "scale", scale);
+                let (b2, inverse) = bind(k, "inverse", inverse);
+                let rounded = |k: &Kernel, i: Expr| Expr::unary(UnOp::Round, x(k, i) * inverse.clone());
+                let mut body = vec![set(Expr::float(0.0)), largest, b1, b2];
+                body.push(self.store_to(1, &[r.clone(), g.clone()], scale.clone()));
+                body.push(each(k, "i", Expr::idx(32), |k, i| {
+                    let q = rounded(k, i.clone()).cast(DType::I32).cast(DType::I8);
+                    vec![self.store_to(0, &[r.clone(), g.clone() * 32 + i], q)]
+                }));
+                for half in 0..2 {
+                    body.push(set(Expr::float(0.0)));
+                    body.push(each(k, "i", Expr::idx(16), |k, i| {
+                        vec![set(k.load(fold, zero()) + rounded(k, i + 16 * half))]
+                    }));
+                    let total = k.load(fold, zero()) * scale.clone();
+                    body.push(self.store_to(2, &[r.clone(), g.clone() * 2 + half], total));
                 }
                 body
             })]

@@ -7,7 +7,7 @@ use marquetry_ir::{DType, Dim};
 
 use super::map::nest;
 use super::read::{Cx, Lowered, Planes};
-use super::row::groups;
+use super::row::{From, groups};
 use super::rows;
 
 /// `attend` stored to `out`: plain, or quantized per head, whose features are then whole groups.
@@ -121,7 +121,14 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
             })?);
             let get = |cx: &mut Cx<'_>, i: Expr| Ok(cx.k.load(acc, vec![i]));
             let first = head.clone() * (dim / 32);
-            body.push(groups(cx, first, dim / 32, std::slice::from_ref(&token), &get, [*q, *scale, *sum])?);
+            body.push(groups(
+                cx,
+                first,
+                dim / 32,
+                std::slice::from_ref(&token),
+                From::Computed(&get),
+                [*q, *scale, *sum],
+            )?);
         }
         _ => return Err("attention gives plain or quantized numbers".into()),
     }

@@ -8,7 +8,7 @@ use marquetry_ir::{DType, Dim};
 
 use super::map::nest;
 use super::read::{Cx, Lowered, Planes};
-use super::row::groups;
+use super::row::{From, groups};
 
 /// Positions of a piece are a multiple of this many. No parameter: it decides which positions a piece has, so what two kernels hand each
 /// other.
@@ -99,7 +99,7 @@ pub fn merge(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     let shape = cx.shape(x);
     let constant = |i: usize| shape[i].as_const().ok_or("symbolic heads or parts");
     let (heads, parts, dim) = (constant(1)?, constant(2)?, constant(3)? - 2);
-    let sum = cx.k.buffer("sum", DType::F32, vec![dim.into()], Scope::Local);
+    let sum = cx.k.buffer("sum", DType::F32, vec![1.into(), dim.into()], Scope::Local);
     let weights = cx.k.buffer("weights", DType::F32, vec![parts.into()], Scope::Local);
     let fold = cx.reg("fold", DType::F32, &[1]);
     let zero = || vec![Expr::idx(0)];
@@ -124,12 +124,14 @@ pub fn merge(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     })?);
     let (bind, scale) = cx.bind("scale", Expr::float(1.0) / cx.k.load(fold, zero()));
     body.push(bind);
-    body.push(cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| Ok(vec![cx.store(sum, vec![d], Expr::float(0.0))]))?);
+    body.push(cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
+        Ok(vec![cx.store(sum, vec![Expr::idx(0), d], Expr::float(0.0))])
+    })?);
     body.push(cx.each("j", &parts.into(), LoopKind::Serial, |cx, p| {
         let (bind, w) = cx.bind("w", cx.k.load(weights, vec![p.clone()]) * scale.clone());
         let add = cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
-            let e = w.clone().fma(read(cx, p.clone(), d.clone())?, cx.k.load(sum, vec![d.clone()]));
-            Ok(vec![cx.store(sum, vec![d], e)])
+            let e = w.clone().fma(read(cx, p.clone(), d.clone())?, cx.k.load(sum, vec![Expr::idx(0), d.clone()]));
+            Ok(vec![cx.store(sum, vec![Expr::idx(0), d], e)])
         })?;
         Ok(vec![bind, add])
     })?);
@@ -143,12 +145,12 @@ pub fn merge(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
 fn finished(cx: &mut Cx<'_>, sum: Buf, token: &Expr, head: &Expr, dim: i64, out: &Planes) -> Lowered<Stmt> {
     match out {
         Planes::Plain(out) => cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
-            let e = cx.k.load(sum, vec![d.clone()]);
+            let e = cx.k.load(sum, vec![Expr::idx(0), d.clone()]);
             Ok(vec![cx.store(*out, vec![token.clone(), head.clone(), d], e)])
         }),
         Planes::Act8(q, scale, total) if dim % 32 == 0 => {
-            let get = |cx: &mut Cx<'_>, i: Expr| Ok(cx.k.load(sum, vec![i]));
-            groups(cx, head.clone() * (dim / 32), dim / 32, std::slice::from_ref(token), &get, [*q, *scale, *total])
+            let (first, from) = (head.clone() * (dim / 32), From::Stored(sum, Expr::idx(0)));
+            groups(cx, first, dim / 32, std::slice::from_ref(token), from, [*q, *scale, *total])
         }
         _ => Err("attention gives plain or quantized numbers".into()),
     }

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use marquetry_ir::graph::{Class, Op, QUANTIZE_FLOOR, Value};
-use marquetry_ir::loops::{BinOp, Buf, Expr, LoopKind, Scope, Stmt, UnOp};
+use marquetry_ir::graph::{Class, Op, Value};
+use marquetry_ir::loops::{BinOp, Buf, Expr, LoopKind, Micro, MicroOp, Scope, Stmt, UnOp, micro};
 use marquetry_ir::{DType, Dim};
 
 use super::map::leading;
@@ -95,30 +95,37 @@ fn reduce(
     Ok((all, value))
 }
 
-/// Per group of 32: the scale from the largest magnitude, the rounded bytes, and sums of 16.
-fn quantize(cx: &mut Cx<'_>, x: Value, row: &[Expr], k: &Dim, [q, scale, sum]: [Buf; 3]) -> Lowered<Vec<Stmt>> {
+/// A row of `x` quantized. Rows that are dear to compute, or that a routine reads, are stored first.
+fn quantize(cx: &mut Cx<'_>, x: Value, row: &[Expr], k: &Dim, planes: [Buf; 3]) -> Lowered<Vec<Stmt>> {
     let len = k.as_const().ok_or("rows of symbolic length")?;
-    let mut all = vec![];
+    let (first, count) = (Expr::idx(0), len / 32);
+    let routine = cx.micro && row.len() == 1;
+    let given = routine && cx.f.args.iter().any(|(_, arg)| *arg == x);
+    if let (true, Some(Planes::Plain(buf))) = (given, cx.planes.get(&x).cloned()) {
+        return Ok(vec![groups(cx, first, count, row, From::Stored(buf, row[0].clone()), planes)?]);
+    }
     let probe = cx.read(x, &at(row, Expr::idx(0)))?;
-    let staged = if is_dear(&probe) {
-        let local = cx.k.buffer("row", DType::F32, vec![k.clone()], Scope::Local);
-        all.push(cx.each("i", k, LoopKind::Serial, |cx, i| {
-            let e = cx.read(x, &at(row, i.clone()))?;
-            Ok(vec![cx.store(local, vec![i], e)])
-        })?);
-        Some(local)
-    } else {
-        None
-    };
-    let get = |cx: &mut Cx<'_>, i: Expr| match staged {
-        Some(local) => Ok(cx.k.load(local, vec![i])),
-        None => cx.read(x, &at(row, i)),
-    };
-    all.push(groups(cx, Expr::idx(0), len / 32, row, &get, [q, scale, sum])?);
-    Ok(all)
+    if !routine && !is_dear(&probe) {
+        let get = |cx: &mut Cx<'_>, i: Expr| cx.read(x, &at(row, i));
+        return Ok(vec![groups(cx, first, count, row, From::Computed(&get), planes)?]);
+    }
+    let local = cx.k.buffer("row", DType::F32, vec![1.into(), k.clone()], Scope::Local);
+    let stored = cx.each("i", k, LoopKind::Serial, |cx, i| {
+        let e = cx.read(x, &at(row, i.clone()))?;
+        Ok(vec![cx.store(local, vec![Expr::idx(0), i], e)])
+    })?;
+    Ok(vec![stored, groups(cx, first, count, row, From::Stored(local, Expr::idx(0)), planes)?])
 }
 
-/// Reads an element of what is quantized, counted from its first group.
+/// What is quantized, by elements counted from its first group.
+pub enum From<'g> {
+    /// A row of a matrix in memory, its first element the first one.
+    Stored(Buf, Expr),
+    /// Anything else.
+    Computed(Get<'g>),
+}
+
+/// Reads an element.
 pub type Get<'g> = &'g dyn Fn(&mut Cx<'_>, Expr) -> Lowered<Expr>;
 
 /// Quantizes `count` groups of 32, the first of which is group `first` of the row of the result.
@@ -127,15 +134,23 @@ pub fn groups(
     first: Expr,
     count: i64,
     row: &[Expr],
-    get: Get<'_>,
+    from: From<'_>,
     [q, scale, sum]: [Buf; 3],
 ) -> Lowered<Stmt> {
+    if let (true, [row], From::Stored(x, at)) = (cx.micro, row, &from) {
+        let to = |b: Buf, each: i64| (b, vec![row.clone(), first.clone() * each]);
+        let args = vec![to(q, 32), to(scale, 1), to(sum, 2), (*x, vec![at.clone(), Expr::idx(0)])];
+        return Ok(Stmt::Micro(Micro { op: MicroOp::Quantize, args, sizes: vec![Expr::idx(1), Expr::idx(count)] }));
+    }
+    let get = |cx: &mut Cx<'_>, i: Expr| match &from {
+        From::Stored(x, at) => Ok(cx.k.load(*x, vec![at.clone(), i])),
+        From::Computed(get) => get(cx, i),
+    };
     cx.each("g", &count.into(), LoopKind::Serial, |cx, g| {
         let (base, to) = (g.clone() * 32, first.clone() + g);
         let (mut body, max) =
             reduce(cx, true, &32.into(), |cx, i| Ok(Expr::unary(UnOp::Abs, get(cx, base.clone() + i)?)))?;
-        let s = max.clone() * Expr::float(1.0 / 127.0);
-        let inv = Expr::float(QUANTIZE_FLOOR).lt(max.clone()).select(Expr::float(127.0) / max, Expr::float(0.0));
+        let (s, inv) = micro::group_scale(max);
         let (bind, s) = cx.bind("scale", s);
         body.push(bind);
         let (bind, inv) = cx.bind("inv", inv);

@@ -8,7 +8,7 @@ use marquetry_ir::loops::{Buf, Expr, LoopKind, Micro, MicroOp, Node, Scope, Stmt
 
 use super::map::nest;
 use super::read::{Cx, Lowered, Planes};
-use super::row::groups;
+use super::row::{From, groups};
 
 /// `attend` stored to `out`: plain, or quantized per head, whose features are then whole groups.
 pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
@@ -98,9 +98,8 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
             Ok(vec![cx.store(*out, vec![token.clone(), head.clone(), d], e)])
         })?]),
         Planes::Act8(q, scale, total) if dim % 32 == 0 => {
-            let get = |cx: &mut Cx<'_>, i: Expr| Ok(cx.k.load(sum, vec![row.clone(), i]));
-            let first = head.clone() * (dim / 32);
-            Ok(vec![groups(cx, first, dim / 32, std::slice::from_ref(&token), &get, [*q, *scale, *total])?])
+            let (first, from) = (head.clone() * (dim / 32), From::Stored(sum, row.clone()));
+            Ok(vec![groups(cx, first, dim / 32, std::slice::from_ref(&token), from, [*q, *scale, *total])?])
         }
         _ => Err("attention gives plain or quantized numbers".into()),
     })?);

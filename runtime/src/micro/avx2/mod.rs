@@ -4,6 +4,7 @@ mod attend;
 mod dot;
 mod float;
 mod math;
+mod quantize;
 
 use marquetry_ir::DType;
 use marquetry_ir::loops::{MicroOp, Routine};
@@ -12,6 +13,7 @@ use super::for_layout;
 use attend::attend;
 use dot::dot;
 use float::{fma, unpack};
+use quantize::quantize;
 
 /// The routine for a micro-kernel.
 pub fn routine(op: &MicroOp) -> Option<Routine> {
@@ -22,6 +24,7 @@ pub fn routine(op: &MicroOp) -> Option<Routine> {
         MicroOp::Fma(DType::F16) => Some(fma::<1>),
         MicroOp::Fma(DType::BF16) => Some(fma::<2>),
         MicroOp::Attend(a) => attend(a),
+        MicroOp::Quantize => Some(quantize),
         MicroOp::Fma(_) => None,
     }
 }

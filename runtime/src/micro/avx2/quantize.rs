@@ -1,0 +1,58 @@
+//! Activations in 8 bits.
+
+use core::arch::x86_64::*;
+
+use marquetry_ir::graph::QUANTIZE_FLOOR;
+
+use super::super::Call;
+
+/// [`MicroOp::Quantize`](marquetry_ir::loops::MicroOp::Quantize).
+pub unsafe extern "C" fn quantize(args: *const *mut u8, sizes: *const i64) {
+    // SAFETY: the caller passes what `MicroOp::Quantize` says, on a CPU that has the level.
+    unsafe { rows(Call { args, sizes }) }
+}
+
+#[target_feature(enable = "avx2")]
+unsafe fn rows(c: Call) {
+    unsafe {
+        let [rows, groups] = [0, 1].map(|i| c.size(i));
+        let stride = |arg: usize| c.size(2 + arg);
+        for r in 0..rows {
+            let (q, scale) = (c.arg::<i8>(0).add(r * stride(0)), c.arg::<f32>(1).add(r * stride(1)));
+            let (sums, x) = (c.arg::<f32>(2).add(r * stride(2)), c.arg::<f32>(3).add(r * stride(3)));
+            for g in 0..groups {
+                *scale.add(g) = group(x.add(32 * g), q.add(32 * g), sums.add(2 * g));
+            }
+        }
+    }
+}
+
+/// One group of 32; returns its scale.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn group(x: *const f32, q: *mut i8, sums: *mut f32) -> f32 {
+    unsafe {
+        let v = [0, 8, 16, 24].map(|i| _mm256_loadu_ps(x.add(i)));
+        let [a, b, c, d] = v.map(|v| _mm256_andnot_ps(_mm256_set1_ps(-0.0), v));
+        let top = _mm256_max_ps(_mm256_max_ps(a, b), _mm256_max_ps(c, d));
+        let top = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps::<1>(top));
+        let top = _mm_max_ps(top, _mm_movehl_ps(top, top));
+        let max = _mm_cvtss_f32(_mm_max_ss(top, _mm_movehdup_ps(top)));
+        let inverse = _mm256_set1_ps(if max > QUANTIZE_FLOOR { 127.0 / max } else { 0.0 });
+        // Ties to even, which is how conversions round.
+        let [a, b, c, d] = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse)));
+        // Packing works in halves of 128 bits: words of 0 2 4 6 and 1 3 5 7, each four numbers, are put in order.
+        let bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+        let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        _mm256_storeu_si256(q.cast(), bytes);
+        // Sums of two bytes, of four, of sixteen.
+        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+        let quads = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        let pairs = _mm256_hadd_epi32(quads, quads);
+        let all = _mm256_hadd_epi32(pairs, pairs);
+        let scale = max * (1.0 / 127.0);
+        *sums = _mm256_extract_epi32::<0>(all) as f32 * scale;
+        *sums.add(1) = _mm256_extract_epi32::<4>(all) as f32 * scale;
+        scale
+    }
+}
