@@ -161,7 +161,7 @@ unsafe fn add<L: Layout, const T: usize, const SUB: usize>(rows: Rows, x: Tokens
 /// The bytes of elements `4 * I ..` of a group of eight rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn quad<L: Layout, const I: usize>(data: *const u8) -> __m256i {
+pub(super) unsafe fn quad<L: Layout, const I: usize>(data: *const u8) -> __m256i {
     unsafe {
         let [a, b] = [part::<L, 8, I>(data), part::<L, 4, I>(data)];
         let [c, d] = [part::<L, 2, I>(data), part::<L, 1, I>(data)];
@@ -185,6 +185,6 @@ unsafe fn part<L: Layout, const W: u8, const I: usize>(data: *const u8) -> __m25
 /// Scales or minima of eight rows.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn side<L: Layout>(p: *const u8) -> __m256 {
+pub(super) unsafe fn side<L: Layout>(p: *const u8) -> __m256 {
     unsafe { if scale_bytes(L::P) == 2 { load8::<1>(p) } else { load8::<0>(p) } }
 }

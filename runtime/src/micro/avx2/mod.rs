@@ -5,6 +5,7 @@ mod dot;
 mod float;
 mod math;
 mod quantize;
+mod unpack;
 
 use marquetry_ir::DType;
 use marquetry_ir::loops::{MicroOp, Routine};
@@ -12,8 +13,9 @@ use marquetry_ir::loops::{MicroOp, Routine};
 use super::for_layout;
 use attend::attend;
 use dot::dot;
-use float::{fma, unpack};
+use float::fma;
 use quantize::quantize;
+use unpack::unpack;
 
 /// The routine for a micro-kernel.
 pub fn routine(op: &MicroOp) -> Option<Routine> {
