@@ -136,8 +136,15 @@ fn decoding_of_two_sequences_in_one_batch_equals_each_alone() {
 fn chunked_prefill_equals_whole_prefill() {
     for name in ["llama/llama3-rope-tied-bf16", "gemma3/text-linear-rope-bf16"].into_iter().chain(FAMILIES) {
         let case = Case::load(name);
-        for (stage, m) in stages(&case.module, Numerics::Strict) {
+        let all = stages(&case.module, Numerics::Strict);
+        let last = all.len() - 1;
+        for (i, (stage, m)) in all.into_iter().enumerate() {
             let whole = Session::new(&m, &case.params).prompt(&case.long.ids, &[40]);
+            // At every place, after all passes.
+            for first in (1..40).filter(|_| i == last) {
+                let chunked = Session::new(&m, &case.params).prompt(&case.long.ids, &[first, 40 - first]);
+                assert!(chunked == whole, "{name} {stage} after {first}");
+            }
             for pieces in [&[1, 39][..], &[39, 1], &[7, 16, 17], &[16, 16, 8], &[20, 1, 1, 18]] {
                 let chunked = Session::new(&m, &case.params).prompt(&case.long.ids, pieces);
                 assert!(chunked == whole, "{name} {stage} in {pieces:?}");
