@@ -96,6 +96,8 @@ enum Arithmetic {
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    #[cfg(target_arch = "x86_64")]
     Avx2,
 }
 
@@ -129,6 +131,7 @@ mod x86 {
         pub fn best() -> Option<Arithmetic> {
             Level::available().first().map(|l| match l {
                 Level::Avx512 => Arithmetic::Avx512,
+                Level::AvxVnni => Arithmetic::AvxVnni,
                 Level::Avx2 => Arithmetic::Avx2,
             })
         }
@@ -137,11 +140,11 @@ mod x86 {
         pub fn floats(self, count: u64) -> u64 {
             match self {
                 Arithmetic::Avx512 if count == 0 => 2 * 16,
-                Arithmetic::Avx2 if count == 0 => 2 * 8,
+                Arithmetic::Avx2 | Arithmetic::AvxVnni if count == 0 => 2 * 8,
                 // SAFETY: the CPU has what `best` found.
                 Arithmetic::Avx512 => unsafe { floats512(count) },
                 // SAFETY: as above.
-                Arithmetic::Avx2 => unsafe { floats256(count) },
+                Arithmetic::Avx2 | Arithmetic::AvxVnni => unsafe { floats256(count) },
             }
         }
 
@@ -149,9 +152,11 @@ mod x86 {
         pub fn bytes(self, count: u64) -> u64 {
             match self {
                 Arithmetic::Avx512 if count == 0 => 2 * 64,
-                Arithmetic::Avx2 if count == 0 => 2 * 32,
+                Arithmetic::Avx2 | Arithmetic::AvxVnni if count == 0 => 2 * 32,
                 // SAFETY: the CPU has what `best` found.
                 Arithmetic::Avx512 => unsafe { bytes512(count) },
+                // SAFETY: as above.
+                Arithmetic::AvxVnni => unsafe { bytes256_vnni(count) },
                 // SAFETY: as above.
                 Arithmetic::Avx2 => unsafe { bytes256(count) },
             }
@@ -186,6 +191,16 @@ mod x86 {
             sums.iter_mut().for_each(|s| *s = _mm512_dpbusd_epi32(*s, x, y));
         }
         sums.iter().map(|s| _mm512_reduce_add_epi32(*s) as u64 & 1).sum()
+    }
+
+    #[target_feature(enable = "avx2,avxvnni")]
+    fn bytes256_vnni(count: u64) -> u64 {
+        let (x, y) = (_mm256_set1_epi8(black_box(3)), _mm256_set1_epi8(black_box(-2)));
+        let mut sums = [x; CHAINS];
+        for _ in 0..count / CHAINS as u64 {
+            sums.iter_mut().for_each(|s| *s = _mm256_dpbusd_avx_epi32(*s, x, y));
+        }
+        sums.iter().map(|s| _mm256_extract_epi32::<0>(*s) as u64 & 1).sum()
     }
 
     #[target_feature(enable = "avx2")]

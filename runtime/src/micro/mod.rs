@@ -17,6 +17,8 @@ use marquetry_ir::{DType, Packed};
 pub enum Level {
     /// AVX-512 with VNNI: 512-bit vectors.
     Avx512,
+    /// AVX2 with FMA, F16C and AVX-VNNI.
+    AvxVnni,
     /// AVX2 with FMA and F16C: 256-bit vectors.
     Avx2,
 }
@@ -39,6 +41,7 @@ impl Level {
         }
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+            all.extend(is_x86_feature_detected!("avxvnni").then_some(Level::AvxVnni));
             all.push(Level::Avx2);
         }
         all
@@ -49,6 +52,8 @@ impl Level {
         match self {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => avx512::routine(op),
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => avx2::vnni_routine(op),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => avx2::routine(op),
             #[cfg(not(target_arch = "x86_64"))]

@@ -1,4 +1,4 @@
-//! Products of quantized numbers: pairs of products are summed in 16 bits as long as they fit.
+//! Products of quantized numbers: sums of four products by one instruction (AVX-VNNI), or pairs summed in 16 bits as long as they fit.
 
 use core::arch::x86_64::*;
 
@@ -41,11 +41,17 @@ const fn whole(p: Packed) -> usize {
 /// [`MicroOp::Dot`](marquetry_ir::loops::MicroOp::Dot) for one layout.
 pub unsafe extern "C" fn dot<L: Layout>(args: *const *mut u8, sizes: *const i64) {
     // SAFETY: the caller passes what `MicroOp::Dot` says, on a CPU that has the level.
-    unsafe { tiles::<L>(Call { args, sizes }) }
+    unsafe { tiles::<L, false>(Call { args, sizes }) }
+}
+
+/// As [`dot`], with AVX-VNNI.
+pub unsafe extern "C" fn dot_vnni<L: Layout>(args: *const *mut u8, sizes: *const i64) {
+    // SAFETY: as above.
+    unsafe { tiles::<L, true>(Call { args, sizes }) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tiles<L: Layout>(c: Call) {
+unsafe fn tiles<L: Layout, const VNNI: bool>(c: Call) {
     unsafe {
         let [tokens, blocks, groups] = [0, 1, 2].map(|i| c.size(i));
         let p = L::P;
@@ -70,9 +76,9 @@ unsafe fn tiles<L: Layout>(c: Call) {
                 };
                 let out = acc.add((t * blocks + b) * 8);
                 t += match tokens - t {
-                    TILE.. => tile::<L, TILE>(rows, from, groups, out, blocks * 8),
-                    2.. => tile::<L, 2>(rows, from, groups, out, blocks * 8),
-                    _ => tile::<L, 1>(rows, from, groups, out, blocks * 8),
+                    TILE.. => tile::<L, VNNI, TILE>(rows, from, groups, out, blocks * 8),
+                    2.. => tile::<L, VNNI, 2>(rows, from, groups, out, blocks * 8),
+                    _ => tile::<L, VNNI, 1>(rows, from, groups, out, blocks * 8),
                 };
             }
         }
@@ -82,13 +88,19 @@ unsafe fn tiles<L: Layout>(c: Call) {
 /// 8 rows by `T` tokens; returns `T`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile<L: Layout, const T: usize>(rows: Rows, x: Tokens, groups: usize, out: *mut f32, next: usize) -> usize {
+unsafe fn tile<L: Layout, const VNNI: bool, const T: usize>(
+    rows: Rows,
+    x: Tokens,
+    groups: usize,
+    out: *mut f32,
+    next: usize,
+) -> usize {
     unsafe {
         let mut acc = [_mm256_setzero_ps(); T];
         for g in 0..groups {
-            add::<L, T, 0>(rows, x, g, &mut acc);
+            add::<L, VNNI, T, 0>(rows, x, g, &mut acc);
             if L::P.group == 16 {
-                add::<L, T, 1>(rows, x, g, &mut acc);
+                add::<L, VNNI, T, 1>(rows, x, g, &mut acc);
             }
         }
         for (t, v) in acc.into_iter().enumerate() {
@@ -101,7 +113,12 @@ unsafe fn tile<L: Layout, const T: usize>(rows: Rows, x: Tokens, groups: usize, 
 /// The products of those elements of group `g` that have its scale number `SUB`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add<L: Layout, const T: usize, const SUB: usize>(rows: Rows, x: Tokens, g: usize, acc: &mut [__m256; T]) {
+unsafe fn add<L: Layout, const VNNI: bool, const T: usize, const SUB: usize>(
+    rows: Rows,
+    x: Tokens,
+    g: usize,
+    acc: &mut [__m256; T],
+) {
     unsafe {
         let p = L::P;
         let subs = 32 / p.group as usize;
@@ -115,7 +132,9 @@ unsafe fn add<L: Layout, const T: usize, const SUB: usize>(rows: Rows, x: Tokens
                 for t in 0..T {
                     let q: *const i32 = x.q.add(t * x.next[0] + g * 32 + I * 4).cast();
                     let q = _mm256_set1_epi32(q.read_unaligned());
-                    if whole(p) > 0 {
+                    if VNNI {
+                        dot[t] = dot4(dot[t], bytes, q);
+                    } else if whole(p) > 0 {
                         sum[t] = _mm256_add_epi16(sum[t], _mm256_maddubs_epi16(bytes, q));
                     } else {
                         let low = _mm256_and_si256(bytes, _mm256_set1_epi8(127));
@@ -127,7 +146,7 @@ unsafe fn add<L: Layout, const T: usize, const SUB: usize>(rows: Rows, x: Tokens
                 }
                 // Quads with this scale so far.
                 let count = if subs == 1 { I % 4 * 2 + I / 4 + 1 } else { I % 4 + 1 };
-                if whole(p) > 0 && (count % whole(p) == 0 || count == 8 / subs) {
+                if !VNNI && whole(p) > 0 && (count % whole(p) == 0 || count == 8 / subs) {
                     for t in 0..T {
                         dot[t] = _mm256_add_epi32(dot[t], _mm256_madd_epi16(sum[t], one));
                         sum[t] = _mm256_setzero_si256();
@@ -156,6 +175,24 @@ unsafe fn add<L: Layout, const T: usize, const SUB: usize>(rows: Rows, x: Tokens
             };
         }
     }
+}
+
+/// Adds to each lane the sum of four products of unsigned and signed bytes. The intrinsic would be a call in functions that are
+/// compiled for processors without AVX-VNNI too.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn dot4(mut sum: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
+    // SAFETY: the caller's processor has AVX-VNNI; registers are all it touches.
+    unsafe {
+        std::arch::asm!(
+            "{{vex}} vpdpbusd {sum}, {unsigned}, {signed}",
+            sum = inout(ymm_reg) sum,
+            unsigned = in(ymm_reg) unsigned,
+            signed = in(ymm_reg) signed,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sum
 }
 
 /// The bytes of elements `4 * I ..` of a group of eight rows.

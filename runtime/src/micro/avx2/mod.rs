@@ -12,10 +12,18 @@ use marquetry_ir::loops::{MicroOp, Routine};
 
 use super::for_layout;
 use attend::attend;
-use dot::dot;
+use dot::{dot, dot_vnni};
 use float::fma;
 use quantize::quantize;
 use unpack::unpack;
+
+/// The routine for a micro-kernel on a processor with AVX-VNNI.
+pub fn vnni_routine(op: &MicroOp) -> Option<Routine> {
+    match *op {
+        MicroOp::Dot(p) => for_layout!(p, dot_vnni),
+        _ => routine(op),
+    }
+}
 
 /// The routine for a micro-kernel.
 pub fn routine(op: &MicroOp) -> Option<Routine> {
