@@ -10,6 +10,11 @@ use super::math::load8;
 /// Tokens that share a pass over the weights.
 const TILE: usize = 4;
 
+/// Which instruction sums four products: none, or that of AVX-VNNI or of AVX-512.
+const NONE: u8 = 0;
+const AVX: u8 = 1;
+const AVX512: u8 = 2;
+
 /// A row block: data, scales, minima.
 #[derive(Clone, Copy)]
 struct Rows {
@@ -41,17 +46,24 @@ const fn whole(p: Packed) -> usize {
 /// [`MicroOp::Dot`](marquetry_ir::loops::MicroOp::Dot) for one layout.
 pub unsafe extern "C" fn dot<L: Layout>(args: *const *mut u8, sizes: *const i64) {
     // SAFETY: the caller passes what `MicroOp::Dot` says, on a CPU that has the level.
-    unsafe { tiles::<L, false>(Call { args, sizes }) }
+    unsafe { tiles::<L, NONE>(Call { args, sizes }) }
+}
+
+/// As [`dot`], with AVX-512 VNNI for 256-bit vectors. One block at a time is one stream to read, which for a single token is faster than
+/// two in one vector.
+pub unsafe extern "C" fn dot_narrow<L: Layout>(args: *const *mut u8, sizes: *const i64) {
+    // SAFETY: as above.
+    unsafe { tiles::<L, AVX512>(Call { args, sizes }) }
 }
 
 /// As [`dot`], with AVX-VNNI.
 pub unsafe extern "C" fn dot_vnni<L: Layout>(args: *const *mut u8, sizes: *const i64) {
     // SAFETY: as above.
-    unsafe { tiles::<L, true>(Call { args, sizes }) }
+    unsafe { tiles::<L, AVX>(Call { args, sizes }) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tiles<L: Layout, const VNNI: bool>(c: Call) {
+unsafe fn tiles<L: Layout, const VNNI: u8>(c: Call) {
     unsafe {
         let [tokens, blocks, groups] = [0, 1, 2].map(|i| c.size(i));
         let p = L::P;
@@ -88,7 +100,7 @@ unsafe fn tiles<L: Layout, const VNNI: bool>(c: Call) {
 /// 8 rows by `T` tokens; returns `T`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile<L: Layout, const VNNI: bool, const T: usize>(
+unsafe fn tile<L: Layout, const VNNI: u8, const T: usize>(
     rows: Rows,
     x: Tokens,
     groups: usize,
@@ -113,7 +125,7 @@ unsafe fn tile<L: Layout, const VNNI: bool, const T: usize>(
 /// The products of those elements of group `g` that have its scale number `SUB`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add<L: Layout, const VNNI: bool, const T: usize, const SUB: usize>(
+unsafe fn add<L: Layout, const VNNI: u8, const T: usize, const SUB: usize>(
     rows: Rows,
     x: Tokens,
     g: usize,
@@ -132,8 +144,8 @@ unsafe fn add<L: Layout, const VNNI: bool, const T: usize, const SUB: usize>(
                 for t in 0..T {
                     let q: *const i32 = x.q.add(t * x.next[0] + g * 32 + I * 4).cast();
                     let q = _mm256_set1_epi32(q.read_unaligned());
-                    if VNNI {
-                        dot[t] = dot4(dot[t], bytes, q);
+                    if VNNI != NONE {
+                        dot[t] = dot4::<VNNI>(dot[t], bytes, q);
                     } else if whole(p) > 0 {
                         sum[t] = _mm256_add_epi16(sum[t], _mm256_maddubs_epi16(bytes, q));
                     } else {
@@ -146,7 +158,7 @@ unsafe fn add<L: Layout, const VNNI: bool, const T: usize, const SUB: usize>(
                 }
                 // Quads with this scale so far.
                 let count = if subs == 1 { I % 4 * 2 + I / 4 + 1 } else { I % 4 + 1 };
-                if !VNNI && whole(p) > 0 && (count % whole(p) == 0 || count == 8 / subs) {
+                if VNNI == NONE && whole(p) > 0 && (count % whole(p) == 0 || count == 8 / subs) {
                     for t in 0..T {
                         dot[t] = _mm256_add_epi32(dot[t], _mm256_madd_epi16(sum[t], one));
                         sum[t] = _mm256_setzero_si256();
@@ -177,20 +189,28 @@ unsafe fn add<L: Layout, const VNNI: bool, const T: usize, const SUB: usize>(
     }
 }
 
-/// Adds to each lane the sum of four products of unsigned and signed bytes. The intrinsic would be a call in functions that are
-/// compiled for processors without AVX-VNNI too.
+/// Adds to each lane the sum of four products of unsigned and signed bytes. The intrinsics would be calls in functions that are
+/// compiled for processors without them too.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn dot4(mut sum: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
-    // SAFETY: the caller's processor has AVX-VNNI; registers are all it touches.
+unsafe fn dot4<const VNNI: u8>(mut sum: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
+    macro_rules! vpdpbusd {
+        ($prefix:literal) => {
+            std::arch::asm!(
+                concat!($prefix, "vpdpbusd {sum}, {unsigned}, {signed}"),
+                sum = inout(ymm_reg) sum,
+                unsigned = in(ymm_reg) unsigned,
+                signed = in(ymm_reg) signed,
+                options(pure, nomem, nostack, preserves_flags)
+            )
+        };
+    }
+    // SAFETY: the caller's processor has the instruction in this encoding; registers are all it touches.
     unsafe {
-        std::arch::asm!(
-            "{{vex}} vpdpbusd {sum}, {unsigned}, {signed}",
-            sum = inout(ymm_reg) sum,
-            unsigned = in(ymm_reg) unsigned,
-            signed = in(ymm_reg) signed,
-            options(pure, nomem, nostack, preserves_flags)
-        );
+        match VNNI {
+            AVX512 => vpdpbusd!("{{evex}} "),
+            _ => vpdpbusd!("{{vex}} "),
+        }
     }
     sum
 }

@@ -12,6 +12,7 @@ use marquetry_ir::loops::{MicroOp, Routine};
 
 use super::for_layout;
 use attend::attend;
+pub use dot::dot_narrow;
 use dot::{dot, dot_vnni};
 use float::fma;
 use quantize::quantize;

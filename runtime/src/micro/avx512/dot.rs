@@ -2,6 +2,7 @@
 
 use core::arch::x86_64::*;
 
+use super::super::avx2::dot_narrow;
 use super::super::{Call, Field, Layout, field, quads, scale_bytes};
 use super::math::{join, load8};
 
@@ -42,7 +43,12 @@ impl Tokens {
 /// [`MicroOp::Dot`](marquetry_ir::loops::MicroOp::Dot) for one layout.
 pub unsafe extern "C" fn dot<L: Layout>(args: *const *mut u8, sizes: *const i64) {
     // SAFETY: the caller passes what `MicroOp::Dot` says, on a CPU that has the level.
-    unsafe { tiles::<L>(Call { args, sizes }) }
+    unsafe {
+        match (Call { args, sizes }).size(0) {
+            1 => dot_narrow::<L>(args, sizes),
+            _ => tiles::<L>(Call { args, sizes }),
+        }
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
