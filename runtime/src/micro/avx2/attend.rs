@@ -51,6 +51,12 @@ unsafe fn vectors<const D: u8>(job: Job) {
             // A chunk ends with its page, beyond which slots are not neighbours.
             let count = CHUNK.min(job.page - at % job.page).min((high - at as i64) as usize + 1);
             let slot = job.slot(at) * Job::size::<D>();
+            fetch::<D>(job, job.values.add(slot), count);
+            let next = at + count;
+            if next as i64 <= high {
+                let slot = job.slot(next) * Job::size::<D>();
+                fetch::<D>(job, job.keys.add(slot), CHUNK.min(job.page - next % job.page));
+            }
             for (r, weights) in weights.iter_mut().enumerate().take(job.rows) {
                 let score = products::<D>(job, job.keys.add(slot), count, r);
                 softmax(job, (at as i64, count as i64, r), score, weights, &mut state);
@@ -75,6 +81,18 @@ unsafe fn vectors<const D: u8>(job: Job) {
             for d in (0..job.dim).step_by(8) {
                 _mm256_storeu_ps(out.add(d), _mm256_mul_ps(_mm256_loadu_ps(out.add(d)), inverse));
             }
+        }
+    }
+}
+
+/// Starts to read keys or values of neighbouring positions: what one head has of them lies apart.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn fetch<const D: u8>(job: Job, from: *const u8, count: usize) {
+    for j in 0..count {
+        let slot = from.wrapping_add(j * job.slot * Job::size::<D>());
+        for line in (0..job.dim * Job::size::<D>()).step_by(64) {
+            _mm_prefetch::<_MM_HINT_T0>(slot.wrapping_add(line).cast());
         }
     }
 }

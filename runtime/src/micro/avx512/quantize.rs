@@ -32,11 +32,12 @@ unsafe fn rows(c: Call) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
 unsafe fn group(x: *const f32, q: *mut i8, sums: *mut f32) -> f32 {
     unsafe {
-        let [a, b] = [0, 16].map(|i| _mm512_loadu_ps(x.add(i)));
+        let (a, b) = (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16)));
         let max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
         let inverse = _mm512_set1_ps(if max > QUANTIZE_FLOOR { 127.0 / max } else { 0.0 });
         // Ties to even, which is how conversions round.
-        let [a, b] = [a, b].map(|v| _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(v, inverse))));
+        let (a, b) = (_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)));
+        let (a, b) = (_mm512_cvtepi32_epi8(a), _mm512_cvtepi32_epi8(b));
         let bytes = _mm256_set_m128i(b, a);
         _mm256_storeu_si256(q.cast(), bytes);
         // Sums of four bytes, then of four of those.
