@@ -3,12 +3,13 @@
 
 use marquetry_ir::graph::Inst;
 use marquetry_ir::loops::micro::Attend;
-use marquetry_ir::loops::{BinOp, Buf, Expr, LoopKind, Micro, MicroOp, Scope, Stmt, UnOp, dim_expr};
+use marquetry_ir::loops::{BinOp, Buf, Expr, LoopKind, Scope, Stmt, UnOp, dim_expr};
 use marquetry_ir::{DType, Dim};
 
 use super::map::nest;
 use super::read::{Cx, Lowered, Planes};
 use super::row::{From, groups};
+use super::rows;
 
 /// Positions of a piece are a multiple of this many. No parameter: it decides which positions a piece has, so what two kernels hand each
 /// other.
@@ -75,11 +76,7 @@ pub fn parts(cx: &mut Cx<'_>, inst: &Inst, out: Buf) -> Lowered<()> {
         all.extend(range.into_iter().zip(0..).map(|(e, i)| cx.store(meta, vec![h.clone(), Expr::idx(i)], e)));
         Ok(all)
     })?);
-    let zero = || Expr::idx(0);
-    let cache = |b: Buf| (b, vec![zero(), kv_head.clone(), zero()]);
-    let plain = |b: Buf| (b, vec![zero(), zero()]);
-    let args = vec![plain(sum), plain(query), cache(keys), cache(values), plain(pages), plain(meta)];
-    body.push(Stmt::Micro(Micro { op: MicroOp::Attend(op), args, sizes: [shared, dim, page].map(Expr::idx).into() }));
+    body.push(rows::call(op, [sum, query, keys, values, pages, meta], &kv_head, [shared, dim, page].map(Expr::idx)));
     cx.forget();
     body.push(row(cx, &mut |cx, h| {
         let head = kv_head.clone() * shared + h.clone();

@@ -85,12 +85,8 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
         all.extend([bind, cx.store(meta, at(0), first), cx.store(meta, at(1), p), cx.store(meta, at(2), s)]);
         Ok(all)
     })?);
-    let zero = || Expr::idx(0);
-    let cache = |b: Buf| (b, vec![zero(), kv_head.clone(), zero()]);
-    let plain = |b: Buf| (b, vec![zero(), zero()]);
-    let args = vec![plain(sum), plain(query), cache(keys), cache(values), plain(pages), plain(meta)];
-    let sizes = vec![count * together, Expr::idx(dim), Expr::idx(page)];
-    body.push(Stmt::Micro(Micro { op: MicroOp::Attend(op), args, sizes }));
+    let sizes = [count * together, Expr::idx(dim), Expr::idx(page)];
+    body.push(call(op, [sum, query, keys, values, pages, meta], &kv_head, sizes));
     cx.forget();
     body.push(job.each(cx, |cx, token, head, row| match out {
         Planes::Plain(out) => Ok(vec![cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
@@ -105,6 +101,19 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     })?);
     cx.k.body = vec![Stmt::For { var, extent: tiles * sets, kind: LoopKind::Parallel, body }];
     Ok(())
+}
+
+/// The micro-kernel over whole buffers (sums, queries, keys, values, pages, ranges), of a cache one head.
+pub fn call(op: Attend, buffers: [Buf; 6], kv_head: &Expr, sizes: [Expr; 3]) -> Stmt {
+    let begin = |(i, b): (usize, Buf)| {
+        let mut index = vec![Expr::idx(0); 2];
+        if matches!(i, 2 | 3) {
+            index.insert(1, kv_head.clone());
+        }
+        (b, index)
+    };
+    let args = buffers.into_iter().enumerate().map(begin).collect();
+    Stmt::Micro(Micro { op: MicroOp::Attend(op), args, sizes: sizes.into() })
 }
 
 /// The tokens and heads of a tile.

@@ -3,6 +3,8 @@
 //! Each computes what [`Micro::define`](marquetry_ir::loops::Micro::define) spells out as loops; `tests/micro.rs` compares the two.
 
 #[cfg(target_arch = "x86_64")]
+mod activations;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;

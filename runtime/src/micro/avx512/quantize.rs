@@ -5,24 +5,19 @@ use core::arch::x86_64::*;
 use marquetry_ir::graph::QUANTIZE_FLOOR;
 
 use super::super::Call;
+use super::super::activations::{Row, rows};
 
 /// [`MicroOp::Quantize`](marquetry_ir::loops::MicroOp::Quantize).
 pub unsafe extern "C" fn quantize(args: *const *mut u8, sizes: *const i64) {
     // SAFETY: the caller passes what `MicroOp::Quantize` says, on a CPU that has the level.
-    unsafe { rows(Call { args, sizes }) }
+    unsafe { rows(Call { args, sizes }).for_each(|row| groups(row)) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
-unsafe fn rows(c: Call) {
+unsafe fn groups(row: Row) {
     unsafe {
-        let [rows, groups] = [0, 1].map(|i| c.size(i));
-        let stride = |arg: usize| c.size(2 + arg);
-        for r in 0..rows {
-            let (q, scale) = (c.arg::<i8>(0).add(r * stride(0)), c.arg::<f32>(1).add(r * stride(1)));
-            let (sums, x) = (c.arg::<f32>(2).add(r * stride(2)), c.arg::<f32>(3).add(r * stride(3)));
-            for g in 0..groups {
-                *scale.add(g) = group(x.add(32 * g), q.add(32 * g), sums.add(2 * g));
-            }
+        for g in 0..row.groups {
+            *row.scale.add(g) = group(row.x.add(32 * g), row.q.add(32 * g), row.sums.add(2 * g));
         }
     }
 }
