@@ -22,7 +22,7 @@ pub static PRESETS: &[Preset] = &[
     Preset {
         name: "AVX-512 VNNI",
         features: &["avx512f", "avx512vnni"],
-        source: "measured on Zen 5, 2 threads: the defaults",
+        source: "the defaults, which were chosen on Zen 5",
         params: &[],
     },
     Preset { name: "AVX2", features: &["avx2", "fma"], source: "not measured: the defaults", params: &[] },
