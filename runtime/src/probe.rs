@@ -99,9 +99,13 @@ enum Arithmetic {
     AvxVnni,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "aarch64")]
+    Dotprod,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 impl Arithmetic {
     fn best() -> Option<Arithmetic> {
         None
@@ -129,10 +133,11 @@ mod x86 {
 
     impl Arithmetic {
         pub fn best() -> Option<Arithmetic> {
-            Level::available().first().map(|l| match l {
-                Level::Avx512 => Arithmetic::Avx512,
-                Level::AvxVnni => Arithmetic::AvxVnni,
-                Level::Avx2 => Arithmetic::Avx2,
+            Level::available().iter().find_map(|l| match l {
+                Level::Avx512 => Some(Arithmetic::Avx512),
+                Level::AvxVnni => Some(Arithmetic::AvxVnni),
+                Level::Avx2 => Some(Arithmetic::Avx2),
+                _ => None,
             })
         }
 
@@ -217,6 +222,88 @@ mod x86 {
             sums.iter_mut().for_each(add);
         }
         sums.iter().map(|s| _mm256_extract_epi32::<0>(*s) as u64 & 1).sum()
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use std::arch::aarch64::*;
+    use std::hint::black_box;
+
+    use super::Arithmetic;
+    use crate::micro::{Level, sdot};
+
+    /// Results that do not wait for each other: enough for four instructions a cycle of four cycles each.
+    const CHAINS: usize = 16;
+
+    impl Arithmetic {
+        pub fn best() -> Option<Arithmetic> {
+            Level::available().iter().find_map(|l| match l {
+                Level::Dotprod => Some(Arithmetic::Dotprod),
+                Level::Neon => Some(Arithmetic::Neon),
+                _ => None,
+            })
+        }
+
+        /// Fused multiply-adds; 0 of them give the operations of one.
+        pub fn floats(self, count: u64) -> u64 {
+            match count {
+                0 => 2 * 4,
+                _ => floats(count),
+            }
+        }
+
+        /// Sums of products of bytes in 32-bit lanes; 0 of them give the operations of one.
+        pub fn bytes(self, count: u64) -> u64 {
+            match self {
+                _ if count == 0 => 2 * 16,
+                // SAFETY: the CPU has what `best` found.
+                Arithmetic::Dotprod => unsafe { bytes_dotprod(count) },
+                Arithmetic::Neon => bytes(count),
+            }
+        }
+    }
+
+    fn floats(count: u64) -> u64 {
+        // SAFETY: every aarch64 has NEON.
+        unsafe {
+            let (x, y) = (vdupq_n_f32(black_box(0.5)), vdupq_n_f32(black_box(1.0)));
+            let mut sums = [y; CHAINS];
+            for _ in 0..count / CHAINS as u64 {
+                sums.iter_mut().for_each(|s| *s = vfmaq_f32(y, *s, x));
+            }
+            sums.iter().map(|s| vaddvq_f32(*s) as u64).sum()
+        }
+    }
+
+    #[target_feature(enable = "dotprod")]
+    fn bytes_dotprod(count: u64) -> u64 {
+        let (x, y) = (vdupq_n_s8(black_box(3)), vdupq_n_s8(black_box(-2)));
+        let mut sums = [vdupq_n_s32(0); CHAINS];
+        for _ in 0..count / CHAINS as u64 {
+            for s in &mut sums {
+                // SAFETY: this function's callers have the instruction.
+                *s = unsafe { sdot::<0>(*s, x, y) };
+            }
+        }
+        sums.iter().map(|s| vaddvq_s32(*s) as u64 & 1).sum()
+    }
+
+    /// As routines without dotprod have them: two products in 16 bits, then widened.
+    fn bytes(count: u64) -> u64 {
+        // SAFETY: every aarch64 has NEON.
+        unsafe {
+            let (x, y) = (vdup_n_s8(black_box(3)), vdup_n_s8(black_box(-2)));
+            let mut sums = [vdupq_n_s32(0); CHAINS];
+            for _ in 0..count / CHAINS as u64 {
+                sums.iter_mut().for_each(|s| {
+                    // The products depend on the sum, or they would be computed once.
+                    let x = veor_s8(x, vget_low_s8(vreinterpretq_s8_s32(*s)));
+                    *s = vpadalq_s16(*s, vmlal_s8(vmull_s8(x, y), x, y));
+                });
+            }
+            sums.iter().map(|s| vaddvq_s32(*s) as u64 & 1).sum()
+        }
     }
 }
 

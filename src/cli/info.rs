@@ -10,6 +10,7 @@ use marquetry::engine::{EngineOptions, VerifiedPacks, cpu_features, verify_packs
 use marquetry::frontend::models::{ARCHITECTURES, Architecture};
 use marquetry::ir::Syms;
 use marquetry::model::cache_dir;
+use marquetry::runtime::micro::Level;
 use marquetry::tune::presets::preset;
 use marquetry::tune::store::{Entry, Store};
 use serde_json::{Value, json};
@@ -65,6 +66,7 @@ pub fn doctor(args: &DoctorArgs, ui: &Ui) -> Result<(), Error> {
         ("version", json!(env!("CARGO_PKG_VERSION"))),
         ("system", json!(format!("{} {}", std::env::consts::OS, std::env::consts::ARCH))),
         ("cpu_features", json!(cpu_features().join(" "))),
+        ("routines", json!(Level::available().first().map(|l| l.name()))),
         ("cpus", json!(cores)),
         ("threads", json!(EngineOptions::default_threads())),
         ("memory_bytes", json!(proc_bytes("/proc/meminfo", "MemTotal:"))),

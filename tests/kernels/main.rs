@@ -71,10 +71,13 @@ type Way = (&'static str, bool, fn(&MicroOp) -> Option<Routine>);
 fn ways() -> Vec<Way> {
     let of = |level: Level| -> Option<Way> {
         match level {
-            Level::Avx512 => Some(("AVX-512", true, |op| Level::Avx512.routine(op))),
-            // AVX2 with another routine for one operation, which `runtime/tests/micro.rs` compares with its loops.
+            Level::Avx512 => Some((level.name(), true, |op| Level::Avx512.routine(op))),
+            // AVX2 and NEON with another routine for one operation, which `runtime/tests/micro.rs` compares with its loops.
             Level::AvxVnni => None,
-            Level::Avx2 => Some(("AVX2", true, |op| Level::Avx2.routine(op))),
+            Level::Neon if Level::available().contains(&Level::Dotprod) => None,
+            Level::Avx2 => Some((level.name(), true, |op| Level::Avx2.routine(op))),
+            Level::Dotprod => Some((level.name(), true, |op| Level::Dotprod.routine(op))),
+            Level::Neon => Some((level.name(), true, |op| Level::Neon.routine(op))),
         }
     };
     [("portable", false, (|_| None) as fn(&MicroOp) -> _)]

@@ -2,19 +2,29 @@
 //!
 //! Each computes what [`Micro::define`](marquetry_ir::loops::Micro::define) spells out as loops; `tests/micro.rs` compares the two.
 
-#[cfg(target_arch = "x86_64")]
+// Other architectures have no routines yet.
+#![cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, unused_imports, unused_macros))]
+
 mod activations;
+mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-#[cfg(target_arch = "x86_64")]
+mod eight;
+mod float;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod packed;
 mod rows;
+
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::sdot;
 
 use marquetry_ir::loops::{MicroOp, Routine};
 use marquetry_ir::{DType, Packed};
 
-/// Instruction sets that routines are written for, the widest first.
+/// Instruction sets that routines are written for, of each architecture the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
     /// AVX-512 with VNNI: 512-bit vectors.
@@ -23,6 +33,10 @@ pub enum Level {
     AvxVnni,
     /// AVX2 with FMA and F16C: 256-bit vectors.
     Avx2,
+    /// NEON with the products of bytes of Armv8.2 (dotprod): 128-bit vectors.
+    Dotprod,
+    /// NEON, which every aarch64 has.
+    Neon,
 }
 
 impl Level {
@@ -46,7 +60,23 @@ impl Level {
             all.extend(is_x86_feature_detected!("avxvnni").then_some(Level::AvxVnni));
             all.push(Level::Avx2);
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            all.extend(std::arch::is_aarch64_feature_detected!("dotprod").then_some(Level::Dotprod));
+            all.push(Level::Neon);
+        }
         all
+    }
+
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Avx512 => "AVX-512",
+            Level::AvxVnni => "AVX-VNNI",
+            Level::Avx2 => "AVX2",
+            Level::Dotprod => "NEON dotprod",
+            Level::Neon => "NEON",
+        }
     }
 
     /// The routine of this level. Calling it needs a CPU that has the level.
@@ -58,7 +88,11 @@ impl Level {
             Level::AvxVnni => avx2::vnni_routine(op),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => avx2::routine(op),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Level::Dotprod => neon::dotprod_routine(op),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => neon::routine(op),
+            // Those of other architectures.
             _ => None,
         }
     }
@@ -110,7 +144,6 @@ const fn scale_bytes(p: Packed) -> usize {
 }
 
 /// Where a part of a quad is and where it goes.
-#[cfg(target_arch = "x86_64")]
 struct Field {
     /// The data word.
     word: usize,
@@ -121,7 +154,6 @@ struct Field {
 }
 
 /// The part of a quad that is `width` bits wide, if there is one.
-#[cfg(target_arch = "x86_64")]
 const fn field(p: Packed, width: u8, quad: usize) -> Option<Field> {
     match marquetry_ir::Part::of(p.bits, width) {
         Some(part) => {
@@ -164,8 +196,20 @@ macro_rules! for_layout {
 }
 use for_layout;
 
+/// `$f::<D>` for a float type, by the number that routines know it by: 0 for f32, 1 for f16, 2 for bf16.
+macro_rules! for_float {
+    ($d:expr, $f:ident) => {
+        match $d {
+            marquetry_ir::DType::F32 => Some($f::<0>),
+            marquetry_ir::DType::F16 => Some($f::<1>),
+            marquetry_ir::DType::BF16 => Some($f::<2>),
+            _ => None,
+        }
+    };
+}
+use for_float;
+
 /// Runs a block for every quad of a group, `$i` its number: those that share a word of nibbles follow each other.
-#[cfg(target_arch = "x86_64")]
 macro_rules! quads {
     ($i:ident, $body:block) => {
         $crate::micro::quads!($i, $body, 0 4 1 5 2 6 3 7)
@@ -177,5 +221,4 @@ macro_rules! quads {
         })*
     };
 }
-#[cfg(target_arch = "x86_64")]
 use quads;

@@ -73,11 +73,6 @@ pub unsafe fn jobs(c: Call) -> impl Iterator<Item = Job> {
 }
 
 impl Job {
-    /// Bytes of an element.
-    pub const fn size<const D: u8>() -> usize {
-        if D == 0 { 4 } else { 2 }
-    }
-
     /// First and last position of a row.
     #[inline(always)]
     pub unsafe fn range(self, r: usize) -> (i64, i64) {

@@ -1,22 +1,16 @@
 //! AVX2: one row block of 8 to a register.
 
-mod attend;
 mod dot;
-mod float;
 mod math;
 mod quantize;
-mod unpack;
 
-use marquetry_ir::DType;
+use core::arch::x86_64::__m256;
+
 use marquetry_ir::loops::{MicroOp, Routine};
 
-use super::for_layout;
-use attend::attend;
-pub use dot::dot_narrow;
-use dot::{dot, dot_vnni};
-use float::fma;
+use super::{Call, Layout, for_float, for_layout};
+use dot::{AVX, AVX512, Avx2, NONE};
 use quantize::quantize;
-use unpack::unpack;
 
 /// The routine for a micro-kernel on a processor with AVX-VNNI.
 pub fn vnni_routine(op: &MicroOp) -> Option<Routine> {
@@ -31,11 +25,49 @@ pub fn routine(op: &MicroOp) -> Option<Routine> {
     match *op {
         MicroOp::Dot(p) => for_layout!(p, dot),
         MicroOp::Unpack(p) => for_layout!(p, unpack),
-        MicroOp::Fma(DType::F32) => Some(fma::<0>),
-        MicroOp::Fma(DType::F16) => Some(fma::<1>),
-        MicroOp::Fma(DType::BF16) => Some(fma::<2>),
-        MicroOp::Attend(a) => attend(a),
+        MicroOp::Fma(d) => for_float!(d, fma),
+        MicroOp::Attend(a) => for_float!(a.dtype, attend),
         MicroOp::Quantize => Some(quantize),
-        MicroOp::Fma(_) => None,
     }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe extern "C" fn dot<L: Layout>(args: *const *mut u8, sizes: *const i64) {
+    // SAFETY: the caller passes what `MicroOp::Dot` says, on a CPU that has the level.
+    unsafe { super::packed::dot::<Avx2<NONE>, L>(Call { args, sizes }) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe extern "C" fn dot_vnni<L: Layout>(args: *const *mut u8, sizes: *const i64) {
+    // SAFETY: as above.
+    unsafe { super::packed::dot::<Avx2<AVX>, L>(Call { args, sizes }) }
+}
+
+/// Products with AVX-512 VNNI for 256-bit vectors. One block at a time is one stream to read, which for a single token is faster than
+/// two in one vector.
+///
+/// # Safety
+/// The call is one of `MicroOp::Dot`, on a CPU that has AVX-512 VNNI.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe extern "C" fn dot_narrow<L: Layout>(args: *const *mut u8, sizes: *const i64) {
+    // SAFETY: as above.
+    unsafe { super::packed::dot::<Avx2<AVX512>, L>(Call { args, sizes }) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe extern "C" fn unpack<L: Layout>(args: *const *mut u8, sizes: *const i64) {
+    // SAFETY: the caller passes what `MicroOp::Unpack` says, on a CPU that has the level.
+    unsafe { super::packed::unpack::<Avx2<NONE>, L>(Call { args, sizes }) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe extern "C" fn fma<const D: u8>(args: *const *mut u8, sizes: *const i64) {
+    // SAFETY: the caller passes what `MicroOp::Fma` says, on a CPU that has the level.
+    unsafe { super::float::products::<__m256, D>(Call { args, sizes }) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe extern "C" fn attend<const D: u8>(args: *const *mut u8, sizes: *const i64) {
+    // SAFETY: the caller passes what `MicroOp::Attend` says, on a CPU that has the level.
+    unsafe { super::attend::attend::<__m256, D>(Call { args, sizes }) }
 }

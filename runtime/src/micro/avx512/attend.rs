@@ -3,11 +3,8 @@
 use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
 
-use marquetry_ir::DType;
-use marquetry_ir::loops::Routine;
-use marquetry_ir::loops::micro::Attend;
-
 use super::super::Call;
+use super::super::eight::size;
 use super::super::rows::{Job, ROWS, State, jobs, plain};
 use super::math::{exp, load16, sums, tanh, transpose};
 
@@ -38,17 +35,8 @@ struct Chunk {
     slot: usize,
 }
 
-/// The routine for an element type of the cache.
-pub fn attend(a: Attend) -> Option<Routine> {
-    match a.dtype {
-        DType::F32 => Some(run::<0>),
-        DType::F16 => Some(run::<1>),
-        DType::BF16 => Some(run::<2>),
-        _ => None,
-    }
-}
-
-unsafe extern "C" fn run<const D: u8>(args: *const *mut u8, sizes: *const i64) {
+/// [`MicroOp::Attend`](marquetry_ir::loops::MicroOp::Attend): `D` is 0 for a cache of f32, 1 for f16, 2 for bf16.
+pub unsafe extern "C" fn attend<const D: u8>(args: *const *mut u8, sizes: *const i64) {
     // SAFETY: the caller passes what `MicroOp::Attend` says, on a CPU that has the level.
     unsafe {
         for job in jobs(Call { args, sizes }) {
@@ -103,7 +91,7 @@ unsafe fn vectors<const D: u8>(job: Job) {
                     i += 1;
                 }
                 let weights = scores.as_ptr().cast::<f32>().add(begin * CHUNK);
-                let values = job.values.add(first.slot * Job::size::<D>());
+                let values = job.values.add(first.slot * size::<D>());
                 add::<D>(job, (values, count), (weights, block * CHUNK), &mut columns);
             }
         }
@@ -131,8 +119,8 @@ unsafe fn chunk(job: Job, at: usize, end: usize) -> Chunk {
 #[target_feature(enable = "avx512f")]
 unsafe fn fetch<const D: u8>(job: Job, from: *const u8, chunk: Chunk) {
     for j in 0..chunk.count {
-        let slot = from.wrapping_add((chunk.slot + j * job.slot) * Job::size::<D>());
-        for line in (0..job.dim * Job::size::<D>()).step_by(64) {
+        let slot = from.wrapping_add((chunk.slot + j * job.slot) * size::<D>());
+        for line in (0..job.dim * size::<D>()).step_by(64) {
             _mm_prefetch::<_MM_HINT_T0>(slot.wrapping_add(line).cast());
         }
     }
@@ -143,7 +131,7 @@ unsafe fn fetch<const D: u8>(job: Job, from: *const u8, chunk: Chunk) {
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
 unsafe fn products<const D: u8>(job: Job, chunk: Chunk, columns: &mut Columns, scores: *mut __m512, next: usize) {
     unsafe {
-        let keys = job.keys.add(chunk.slot * Job::size::<D>());
+        let keys = job.keys.add(chunk.slot * size::<D>());
         match job.rows {
             1 => by_rows::<D, 1>(job, keys, chunk.count, scores, next),
             2 => by_rows::<D, 2>(job, keys, chunk.count, scores, next),
@@ -165,7 +153,7 @@ unsafe fn gather<const D: u8>(job: Job, keys: *const u8, count: usize, columns: 
         for d in (0..job.dim).step_by(16) {
             let mut rows = [_mm512_setzero_ps(); 16];
             for (j, row) in rows.iter_mut().enumerate() {
-                *row = load16::<D>(keys.add((j.min(count - 1) * job.slot + d) * Job::size::<D>()));
+                *row = load16::<D>(keys.add((j.min(count - 1) * job.slot + d) * size::<D>()));
             }
             for (column, v) in columns[d..].iter_mut().zip(transpose(&rows)) {
                 column.write(v);
@@ -232,12 +220,12 @@ unsafe fn by_rows<const D: u8, const T: usize>(
         let mut parts = [[_mm512_setzero_ps(); CHUNK]; T];
         for j in (0..count).step_by(4) {
             let key: [_; 4] =
-                std::array::from_fn(|i| keys.wrapping_add((j + i).min(count - 1) * job.slot * Job::size::<D>()));
+                std::array::from_fn(|i| keys.wrapping_add((j + i).min(count - 1) * job.slot * size::<D>()));
             let mut acc = [[_mm512_setzero_ps(); 4]; T];
             for d in (0..job.dim).step_by(16) {
                 let mut k = [_mm512_setzero_ps(); 4];
                 for (k, key) in k.iter_mut().zip(key) {
-                    *k = load16::<D>(key.add(d * Job::size::<D>()));
+                    *k = load16::<D>(key.add(d * size::<D>()));
                 }
                 for (t, acc) in acc.iter_mut().enumerate() {
                     let q = _mm512_loadu_ps(job.q.add(t * job.next[0] + d));
@@ -319,7 +307,7 @@ unsafe fn add<const D: u8>(
             let some = most.min(count - first);
             for j in 0..some {
                 for d in (0..job.dim).step_by(16) {
-                    let v = load16::<D>(values.add(((first + j) * job.slot + d) * Job::size::<D>()));
+                    let v = load16::<D>(values.add(((first + j) * job.slot + d) * size::<D>()));
                     plain[(j * job.dim + d) / 16].write(v);
                 }
             }
@@ -369,11 +357,11 @@ unsafe fn weigh<const D: u8, const T: usize>(
                 }
             }
             for j in 0..count {
-                let from = values.add((j * slot + d) * Job::size::<D>());
+                let from = values.add((j * slot + d) * size::<D>());
                 if n == 4 {
                     let mut v = [_mm512_setzero_ps(); 4];
                     for (i, v) in v.iter_mut().enumerate() {
-                        *v = load16::<D>(from.add(16 * i * Job::size::<D>()));
+                        *v = load16::<D>(from.add(16 * i * size::<D>()));
                     }
                     for (t, acc) in acc.iter_mut().enumerate() {
                         let w = _mm512_set1_ps(*weights.add(t * next + j));

@@ -6,10 +6,9 @@ mod float;
 mod math;
 mod quantize;
 
-use marquetry_ir::DType;
 use marquetry_ir::loops::{MicroOp, Routine};
 
-use super::for_layout;
+use super::{for_float, for_layout};
 use attend::attend;
 use dot::dot;
 use float::fma;
@@ -21,11 +20,8 @@ pub fn routine(op: &MicroOp) -> Option<Routine> {
         MicroOp::Dot(p) => for_layout!(p, dot),
         // Bound by stores, for which half the width is enough.
         MicroOp::Unpack(_) => super::avx2::routine(op),
-        MicroOp::Fma(DType::F32) => Some(fma::<0>),
-        MicroOp::Fma(DType::F16) => Some(fma::<1>),
-        MicroOp::Fma(DType::BF16) => Some(fma::<2>),
-        MicroOp::Attend(a) => attend(a),
+        MicroOp::Fma(d) => for_float!(d, fma),
+        MicroOp::Attend(a) => for_float!(a.dtype, attend),
         MicroOp::Quantize => Some(quantize),
-        MicroOp::Fma(_) => None,
     }
 }

@@ -1,0 +1,139 @@
+//! Eight floats in two registers.
+
+use core::arch::aarch64::*;
+
+use super::super::eight::Eight;
+
+/// Applies an instruction to both halves.
+macro_rules! both {
+    ($f:ident($($v:expr),*)) => {
+        float32x4x2_t($f($($v.0),*), $f($($v.1),*))
+    };
+}
+
+impl Eight for float32x4x2_t {
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> Self {
+        unsafe { float32x4x2_t(vdupq_n_f32(v), vdupq_n_f32(v)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load<const D: u8>(p: *const u8) -> Self {
+        unsafe {
+            if D == 0 {
+                return float32x4x2_t(vld1q_f32(p.cast()), vld1q_f32(p.add(16).cast()));
+            }
+            let v = vld1q_u16(p.cast());
+            let (low, high) = (vget_low_u16(v), vget_high_u16(v));
+            if D == 1 {
+                let halves = (vreinterpret_f16_u16(low), vreinterpret_f16_u16(high));
+                float32x4x2_t(vcvt_f32_f16(halves.0), vcvt_f32_f16(halves.1))
+            } else {
+                let words = (vshll_n_u16::<16>(low), vshll_n_u16::<16>(high));
+                float32x4x2_t(vreinterpretq_f32_u32(words.0), vreinterpretq_f32_u32(words.1))
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        unsafe {
+            vst1q_f32(p, self.0);
+            vst1q_f32(p.add(4), self.1);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        unsafe { both!(vaddq_f32(self, other)) }
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        unsafe { both!(vsubq_f32(self, other)) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        unsafe { both!(vmulq_f32(self, other)) }
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        unsafe { both!(vdivq_f32(self, other)) }
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        unsafe { both!(vmaxnmq_f32(self, other)) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(self, factor: Self, more: Self) -> Self {
+        unsafe { both!(vfmaq_f32(more, self, factor)) }
+    }
+
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        unsafe { both!(vrndnq_f32(self)) }
+    }
+
+    #[inline(always)]
+    unsafe fn power(self) -> Self {
+        unsafe {
+            let exponent = |v| vshlq_n_s32::<23>(vaddq_s32(vcvtnq_s32_f32(v), vdupq_n_s32(127)));
+            float32x4x2_t(vreinterpretq_f32_s32(exponent(self.0)), vreinterpretq_f32_s32(exponent(self.1)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        unsafe { both!(vabsq_f32(self)) }
+    }
+
+    #[inline(always)]
+    unsafe fn signed(self, signs: Self) -> Self {
+        unsafe {
+            let sign = vdupq_n_u32(1 << 31);
+            float32x4x2_t(vbslq_f32(sign, signs.0, self.0), vbslq_f32(sign, signs.1, self.1))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn only(self, first: i32, last: i32, other: f32) -> Self {
+        unsafe {
+            let (first, last, other) = (vdupq_n_s32(first), vdupq_n_s32(last), vdupq_n_f32(other));
+            let low = vld1q_s32([0, 1, 2, 3].as_ptr());
+            let high = vaddq_s32(low, vdupq_n_s32(4));
+            let inside = [low, high].map(|l| vandq_u32(vcgeq_s32(l, first), vcleq_s32(l, last)));
+            float32x4x2_t(vbslq_f32(inside[0], self.0, other), vbslq_f32(inside[1], self.1, other))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        unsafe { vaddvq_f32(vaddq_f32(self.0, self.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        unsafe { vmaxnmvq_f32(vmaxnmq_f32(self.0, self.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(v: &[Self; 8]) -> Self {
+        unsafe {
+            let quad = |a: Self, b: Self, c: Self, d: Self| {
+                let pairs = |a: Self, b: Self| vpaddq_f32(vaddq_f32(a.0, a.1), vaddq_f32(b.0, b.1));
+                vpaddq_f32(pairs(a, b), pairs(c, d))
+            };
+            float32x4x2_t(quad(v[0], v[1], v[2], v[3]), quad(v[4], v[5], v[6], v[7]))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn fetch(p: *const u8) {
+        // SAFETY: a hint for any address.
+        unsafe { std::arch::asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly)) }
+    }
+}
