@@ -77,15 +77,35 @@ impl Arg {
     }
 }
 
-/// What the loops and what the routine leave in the first argument.
-fn both(level: Level, op: MicroOp, args: Vec<Arg>, sizes: &[usize]) -> Option<(Vec<f32>, Vec<f32>)> {
-    let (expected, found) = all(level, op, args, sizes)?;
-    Some((expected[0].to_f32(), found[0].to_f32()))
+/// What the loops and what each routine leave in the first argument, for as many comparisons as there are levels.
+fn both(op: MicroOp, args: Vec<Arg>, sizes: &[usize]) -> impl Iterator<Item = (Level, Vec<f32>, Vec<f32>)> {
+    all(op, args, sizes).map(|(level, expected, found)| (level, expected[0].to_f32(), found[0].to_f32()))
 }
 
-/// What the loops and what the routine leave in all arguments.
-fn all(level: Level, op: MicroOp, args: Vec<Arg>, sizes: &[usize]) -> Option<(Vec<BufData>, Vec<BufData>)> {
-    let routine = level.routine(&op)?;
+/// What the loops and what each routine leave in all arguments.
+fn all(op: MicroOp, args: Vec<Arg>, sizes: &[usize]) -> impl Iterator<Item = (Level, Vec<BufData>, Vec<BufData>)> {
+    let expected = interpret(op, &args, sizes);
+    let sizes: Vec<i64> = sizes.iter().map(|s| *s as i64).collect();
+    Level::available().into_iter().map(move |level| {
+        let routine = level.routine(&op).unwrap_or_else(|| panic!("no routine of {} for {op}", level.name()));
+        let mut found: Vec<BufData> = args.iter().map(|a| a.data.clone()).collect();
+        let mut numbers = sizes.clone();
+        let mut addresses = vec![];
+        for (a, data) in args.iter().zip(&mut found) {
+            numbers.push(a.shape[1..].iter().product::<usize>() as i64);
+            let flat = a.at.iter().zip(&a.shape).fold(0, |f, (i, n)| f * n + i);
+            let offset = flat * data.dtype.size();
+            addresses.push(data.bytes[offset..].as_mut_ptr());
+        }
+        numbers.extend(op.constants());
+        // SAFETY: `available` lists what this CPU has; the interpreter has just checked the bounds of the same accesses.
+        unsafe { routine(addresses.as_ptr(), numbers.as_ptr()) };
+        (level, expected.clone(), found)
+    })
+}
+
+/// What the loops leave in the arguments.
+fn interpret(op: MicroOp, args: &[Arg], sizes: &[usize]) -> Vec<BufData> {
     let mut k = Kernel::new("k");
     let mut call = Micro { op, args: vec![], sizes: sizes.iter().map(|s| Expr::idx(*s as i64)).collect() };
     for (i, a) in args.iter().enumerate() {
@@ -102,27 +122,14 @@ fn all(level: Level, op: MicroOp, args: Vec<Arg>, sizes: &[usize]) -> Option<(Ve
     assert_eq!(marquetry_ir::loops::verify::verify(&k, &Default::default()), vec![]);
     let mut expected: Vec<BufData> = args.iter().map(|a| a.data.clone()).collect();
     run(&k, &[], &mut expected).unwrap();
-
-    let mut found: Vec<BufData> = args.iter().map(|a| a.data.clone()).collect();
-    let mut numbers: Vec<i64> = sizes.iter().map(|s| *s as i64).collect();
-    let mut addresses = vec![];
-    for (a, data) in args.iter().zip(&mut found) {
-        numbers.push(a.shape[1..].iter().product::<usize>() as i64);
-        let flat = a.at.iter().zip(&a.shape).fold(0, |f, (i, n)| f * n + i);
-        let offset = flat * data.dtype.size();
-        addresses.push(data.bytes[offset..].as_mut_ptr());
-    }
-    numbers.extend(op.constants());
-    // SAFETY: `available` lists what this CPU has; the interpreter has just checked the bounds of the same accesses.
-    unsafe { routine(addresses.as_ptr(), numbers.as_ptr()) };
-    Some((expected, found))
+    expected
 }
 
-fn close(op: MicroOp, (expected, found): (Vec<f32>, Vec<f32>), relative: f32) {
+fn close(op: MicroOp, level: Level, (expected, found): (&[f32], &[f32]), relative: f32) {
     let top = expected.iter().fold(0f32, |m, v| if v.is_finite() { m.max(v.abs()) } else { m });
-    for (i, (e, f)) in expected.iter().zip(&found).enumerate() {
+    for (i, (e, f)) in expected.iter().zip(found).enumerate() {
         let near = (e - f).abs() <= relative * top || e.to_bits() == f.to_bits();
-        assert!(near, "{op}: element {i} is {f}, should be {e}");
+        assert!(near, "{op}, {}: element {i} is {f}, should be {e}", level.name());
     }
 }
 
@@ -154,21 +161,20 @@ fn sizes() -> Vec<[usize; 3]> {
 #[test]
 fn quantized_products() {
     let mut noise = Noise(1);
-    for level in Level::available() {
-        for p in GgufType::ALL.map(Packed::for_gguf) {
-            for [tokens, blocks, groups] in sizes() {
-                let acc = floats(DType::F32, tokens * blocks * 8, &mut noise, 1.0);
-                let mut args = vec![Arg::new(&[tokens * blocks, 8], acc)];
-                args.extend(planes(p, blocks, groups, &mut noise));
-                let q = integers(DType::U32, tokens * groups * 8, || noise.word());
-                args.push(Arg::new(&[tokens, groups * 8], q));
-                args.push(Arg::new(&[tokens, groups], floats(DType::F32, tokens * groups, &mut noise, 1.0)));
-                args.push(Arg::new(&[tokens, groups * 2], floats(DType::F32, tokens * groups * 2, &mut noise, 30.0)));
-                let by = noise.below(3);
-                let args = args.into_iter().map(|a| a.moved(by)).collect();
-                let op = MicroOp::Dot(p);
-                let results = both(level, op, args, &[tokens, blocks, groups]).expect("a routine for every format");
-                close(op, results, 2e-6);
+    for p in GgufType::ALL.map(Packed::for_gguf) {
+        for [tokens, blocks, groups] in sizes() {
+            let acc = floats(DType::F32, tokens * blocks * 8, &mut noise, 1.0);
+            let mut args = vec![Arg::new(&[tokens * blocks, 8], acc)];
+            args.extend(planes(p, blocks, groups, &mut noise));
+            let q = integers(DType::U32, tokens * groups * 8, || noise.word());
+            args.push(Arg::new(&[tokens, groups * 8], q));
+            args.push(Arg::new(&[tokens, groups], floats(DType::F32, tokens * groups, &mut noise, 1.0)));
+            args.push(Arg::new(&[tokens, groups * 2], floats(DType::F32, tokens * groups * 2, &mut noise, 30.0)));
+            let by = noise.below(3);
+            let args = args.into_iter().map(|a| a.moved(by)).collect();
+            let op = MicroOp::Dot(p);
+            for (level, e, f) in both(op, args, &[tokens, blocks, groups]) {
+                close(op, level, (&e, &f), 2e-6);
             }
         }
     }
@@ -177,20 +183,19 @@ fn quantized_products() {
 #[test]
 fn float_products() {
     let mut noise = Noise(2);
-    for level in Level::available() {
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
-            for [tokens, blocks, k] in sizes() {
-                let acc = floats(DType::F32, tokens * blocks * 8, &mut noise, 1.0);
-                let args = [
-                    Arg::new(&[tokens * blocks, 8], acc),
-                    Arg::new(&[blocks, k, 8], floats(dtype, blocks * k * 8, &mut noise, 1.0)),
-                    Arg::new(&[tokens, k], floats(DType::F32, tokens * k, &mut noise, 1.0)),
-                ];
-                let by = noise.below(3);
-                let args = args.into_iter().map(|a| a.moved(by)).collect();
-                let op = MicroOp::Fma(dtype);
-                let (e, f) = both(level, op, args, &[tokens, blocks, k]).expect("a routine for every type");
-                assert_eq!(bits(&e), bits(&f), "{op}: the order of sums is part of the meaning");
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for [tokens, blocks, k] in sizes() {
+            let acc = floats(DType::F32, tokens * blocks * 8, &mut noise, 1.0);
+            let args = [
+                Arg::new(&[tokens * blocks, 8], acc),
+                Arg::new(&[blocks, k, 8], floats(dtype, blocks * k * 8, &mut noise, 1.0)),
+                Arg::new(&[tokens, k], floats(DType::F32, tokens * k, &mut noise, 1.0)),
+            ];
+            let by = noise.below(3);
+            let args = args.into_iter().map(|a| a.moved(by)).collect();
+            let op = MicroOp::Fma(dtype);
+            for (level, e, f) in both(op, args, &[tokens, blocks, k]) {
+                assert_eq!(bits(&e), bits(&f), "{op}, {}: the order of sums is part of the meaning", level.name());
             }
         }
     }
@@ -199,15 +204,14 @@ fn float_products() {
 #[test]
 fn unpacked_weights() {
     let mut noise = Noise(3);
-    for level in Level::available() {
-        for p in GgufType::ALL.map(Packed::for_gguf) {
-            for [_, blocks, groups] in sizes() {
-                let out = BufData::zeros(DType::F32, blocks * groups * 256);
-                let mut args = vec![Arg::new(&[blocks, groups * 32, 8], out)];
-                args.extend(planes(p, blocks, groups, &mut noise));
-                let op = MicroOp::Unpack(p);
-                let (e, f) = both(level, op, args, &[blocks, groups]).expect("a routine for every format");
-                assert_eq!(e, f, "{op}");
+    for p in GgufType::ALL.map(Packed::for_gguf) {
+        for [_, blocks, groups] in sizes() {
+            let out = BufData::zeros(DType::F32, blocks * groups * 256);
+            let mut args = vec![Arg::new(&[blocks, groups * 32, 8], out)];
+            args.extend(planes(p, blocks, groups, &mut noise));
+            let op = MicroOp::Unpack(p);
+            for (level, e, f) in both(op, args, &[blocks, groups]) {
+                assert_eq!(e, f, "{op}, {}", level.name());
             }
         }
     }
@@ -216,47 +220,45 @@ fn unpacked_weights() {
 #[test]
 fn attention() {
     let mut noise = Noise(4);
-    for level in Level::available() {
-        for (dtype, cap) in [(DType::F32, 0.0f32), (DType::F16, 0.0), (DType::BF16, 0.0), (DType::F32, 2.5)] {
-            for case in 0..24 {
-                let dim = [16, 64, 80, 128, 24, 256][case % 6];
-                let parts = case / 6 % 2 == 1;
-                let page = [32, 16, 4][case % 3];
-                let rows = [1, 2, 3, 5, 7, 16, 24, 70][noise.below(8)];
-                let (heads, seqs, table) = (1 + noise.below(3), 1 + noise.below(3), 1 + noise.below(4));
-                let slots = seqs * table * page;
-                let mut order: Vec<i64> = (0..(seqs * table) as i64).collect();
-                (1..order.len()).for_each(|i| order.swap(i, noise.below(i + 1)));
-                let mut meta = vec![];
-                for r in 0..rows {
-                    let (a, b) = (noise.below(table * page), noise.below(table * page));
-                    // Rows of a sequence follow each other.
-                    let (first, last) = (a.min(b) as i64, a.max(b) as i64);
-                    let last = if parts && noise.below(4) == 0 { first - 1 } else { last };
-                    meta.extend([first, last, (r * seqs / rows) as i64]);
-                }
-                let (mut order, mut meta) = (order.into_iter(), meta.into_iter());
-                let head = noise.below(heads);
-                let mut cache = || {
-                    let data = floats(dtype, slots * heads * dim, &mut noise, 1.0);
-                    Arg { at: vec![0, head, 0], ..Arg::new(&[slots, heads, dim], data) }
-                };
-                let (keys, values) = (cache(), cache());
-                let width = if parts { dim + 2 } else { dim };
-                let args = vec![
-                    Arg::new(&[rows, width], BufData::zeros(DType::F32, rows * width)),
-                    Arg::new(&[rows, dim], floats(DType::F32, rows * dim, &mut noise, 1.0)),
-                    keys,
-                    values,
-                    Arg::new(&[seqs, table], integers(DType::I32, seqs * table, || order.next().unwrap())),
-                    Arg::new(&[rows, 3], integers(DType::I64, rows * 3, || meta.next().unwrap())),
-                ];
-                let op = MicroOp::Attend(Attend { dtype, scale: 0.7f32.to_bits(), cap: cap.to_bits(), parts });
-                let (mut want, mut got) = both(level, op, args, &[rows, dim, page]).expect("a routine for every type");
+    for (dtype, cap) in [(DType::F32, 0.0f32), (DType::F16, 0.0), (DType::BF16, 0.0), (DType::F32, 2.5)] {
+        for case in 0..24 {
+            let dim = [16, 64, 80, 128, 24, 256][case % 6];
+            let parts = case / 6 % 2 == 1;
+            let page = [32, 16, 4][case % 3];
+            let rows = [1, 2, 3, 5, 7, 16, 24, 70][noise.below(8)];
+            let (heads, seqs, table) = (1 + noise.below(3), 1 + noise.below(3), 1 + noise.below(4));
+            let slots = seqs * table * page;
+            let mut order: Vec<i64> = (0..(seqs * table) as i64).collect();
+            (1..order.len()).for_each(|i| order.swap(i, noise.below(i + 1)));
+            let mut meta = vec![];
+            for r in 0..rows {
+                let (a, b) = (noise.below(table * page), noise.below(table * page));
+                // Rows of a sequence follow each other.
+                let (first, last) = (a.min(b) as i64, a.max(b) as i64);
+                let last = if parts && noise.below(4) == 0 { first - 1 } else { last };
+                meta.extend([first, last, (r * seqs / rows) as i64]);
+            }
+            let (mut order, mut meta) = (order.into_iter(), meta.into_iter());
+            let head = noise.below(heads);
+            let mut cache = || {
+                let data = floats(dtype, slots * heads * dim, &mut noise, 1.0);
+                Arg { at: vec![0, head, 0], ..Arg::new(&[slots, heads, dim], data) }
+            };
+            let (keys, values) = (cache(), cache());
+            let width = if parts { dim + 2 } else { dim };
+            let args = vec![
+                Arg::new(&[rows, width], BufData::zeros(DType::F32, rows * width)),
+                Arg::new(&[rows, dim], floats(DType::F32, rows * dim, &mut noise, 1.0)),
+                keys,
+                values,
+                Arg::new(&[seqs, table], integers(DType::I32, seqs * table, || order.next().unwrap())),
+                Arg::new(&[rows, 3], integers(DType::I64, rows * 3, || meta.next().unwrap())),
+            ];
+            let op = MicroOp::Attend(Attend { dtype, scale: 0.7f32.to_bits(), cap: cap.to_bits(), parts });
+            for (level, mut want, mut got) in both(op, args, &[rows, dim, page]) {
                 // The largest score of no positions is far below what tolerances are taken from.
                 [&mut want, &mut got].into_iter().flatten().for_each(|v| *v = v.max(-20.0));
-                let results = (want, got);
-                close(op, results, 5e-6);
+                close(op, level, (&want, &got), 5e-6);
             }
         }
     }
@@ -265,28 +267,27 @@ fn attention() {
 #[test]
 fn quantized_rows() {
     let mut noise = Noise(6);
-    for level in Level::available() {
-        for [rows, groups, kind] in [[1, 1, 0], [1, 18, 0], [3, 2, 1], [2, 5, 2], [4, 3, 3], [1, 7, 4]] {
-            let mut x = floats(DType::F32, rows * groups * 32, &mut noise, 1.0);
-            for i in 0..x.len() {
-                let v = match kind {
-                    // Steps of a half, with ties; large and small next to each other; groups of zeros and of too small numbers.
-                    1 => ((i * 7) % 255) as f32 * 0.5 - 63.5,
-                    2 => noise.float() * 10f32.powi((i % 61) as i32 - 30),
-                    3 if i / 32 % 2 == 0 => [0.0, -0.0][i % 2],
-                    4 => noise.float() * 1e-31,
-                    _ => continue,
-                };
-                x.set(i, Scalar::F(v));
-            }
-            let out = |dtype, width: usize| Arg::new(&[rows, width], BufData::zeros(dtype, rows * width));
-            let planes = [out(DType::I8, 32 * groups), out(DType::F32, groups), out(DType::F32, 2 * groups)];
-            let args = planes.into_iter().chain([Arg::new(&[rows, 32 * groups], x)]);
-            let by = noise.below(3);
-            let args = args.map(|a| a.moved(by)).collect();
-            let (want, got) = all(level, MicroOp::Quantize, args, &[rows, groups]).expect("a routine");
+    for [rows, groups, kind] in [[1, 1, 0], [1, 18, 0], [3, 2, 1], [2, 5, 2], [4, 3, 3], [1, 7, 4]] {
+        let mut x = floats(DType::F32, rows * groups * 32, &mut noise, 1.0);
+        for i in 0..x.len() {
+            let v = match kind {
+                // Steps of a half, with ties; large and small next to each other; groups of zeros and of too small numbers.
+                1 => ((i * 7) % 255) as f32 * 0.5 - 63.5,
+                2 => noise.float() * 10f32.powi((i % 61) as i32 - 30),
+                3 if i / 32 % 2 == 0 => [0.0, -0.0][i % 2],
+                4 => noise.float() * 1e-31,
+                _ => continue,
+            };
+            x.set(i, Scalar::F(v));
+        }
+        let out = |dtype, width: usize| Arg::new(&[rows, width], BufData::zeros(dtype, rows * width));
+        let planes = [out(DType::I8, 32 * groups), out(DType::F32, groups), out(DType::F32, 2 * groups)];
+        let args = planes.into_iter().chain([Arg::new(&[rows, 32 * groups], x)]);
+        let by = noise.below(3);
+        let args = args.map(|a| a.moved(by)).collect();
+        for (level, want, got) in all(MicroOp::Quantize, args, &[rows, groups]) {
             for (want, got) in want.iter().zip(&got) {
-                assert!(want.bytes == got.bytes, "{level:?} {rows} {groups} {kind}");
+                assert!(want.bytes == got.bytes, "{} {rows} {groups} {kind}", level.name());
             }
         }
     }
@@ -296,14 +297,13 @@ fn quantized_rows() {
 #[test]
 fn rows_of_several_axes() {
     let mut noise = Noise(5);
-    for level in Level::available() {
-        let acc = floats(DType::F32, 3 * 16, &mut noise, 1.0);
-        let args = vec![
-            Arg::new(&[6, 8], acc),
-            Arg::new(&[2, 12, 8], floats(DType::F32, 2 * 12 * 8, &mut noise, 1.0)),
-            Arg::new(&[3, 2, 3, 2], floats(DType::F32, 36, &mut noise, 1.0)).moved(1),
-        ];
-        let (e, f) = both(level, MicroOp::Fma(DType::F32), args, &[3, 2, 12]).expect("a routine");
-        assert_eq!(bits(&e), bits(&f));
+    let acc = floats(DType::F32, 3 * 16, &mut noise, 1.0);
+    let args = vec![
+        Arg::new(&[6, 8], acc),
+        Arg::new(&[2, 12, 8], floats(DType::F32, 2 * 12 * 8, &mut noise, 1.0)),
+        Arg::new(&[3, 2, 3, 2], floats(DType::F32, 36, &mut noise, 1.0)).moved(1),
+    ];
+    for (level, e, f) in both(MicroOp::Fma(DType::F32), args, &[3, 2, 12]) {
+        assert_eq!(bits(&e), bits(&f), "{}", level.name());
     }
 }
