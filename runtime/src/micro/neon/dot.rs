@@ -27,17 +27,15 @@ impl<const DOTPROD: bool> Bytes for Neon<DOTPROD> {
             // Both instructions know signed bytes only: weights of 8 bits are taken less 128, and that many times the activations added.
             let mut more = [vdupq_n_s32(0); T];
             for t in 0..T {
-                for half in 0..2 {
+                for (half, x) in x[t].iter_mut().enumerate() {
                     if subs == 1 || half == SUB {
-                        x[t][half] = vld1q_s8(q.add(t * next + 16 * half).cast());
+                        *x = vld1q_s8(q.add(t * next + 16 * half).cast());
                         if L::P.max > 127 {
-                            more[t] = vaddq_s32(more[t], vdupq_n_s32(128 * i32::from(vaddlvq_s8(x[t][half]))));
+                            more[t] = vaddq_s32(more[t], vdupq_n_s32(128 * i32::from(vaddlvq_s8(*x))));
                         }
                     }
                 }
             }
-            #[allow(unused_assignments)] // The last of them is not needed.
-            let mut last = [vdupq_n_s8(0); 2];
             quads!(I, {
                 if I * subs / 8 == SUB {
                     let w = signed::<L, I>(data);
@@ -47,11 +45,13 @@ impl<const DOTPROD: bool> Bytes for Neon<DOTPROD> {
                                 sums[t][h] = sdot::<{ I % 4 }>(sums[t][h], w[h], x[t][I / 4]);
                             }
                         }
-                    } else if if subs == 1 { I < 4 } else { I % 2 == 0 } {
-                        last = w;
-                    } else {
+                    } else if subs == 1 && I / 4 == 1 || subs == 2 && I % 2 == 1 {
+                        // With the quad before, in the order of `quads!`.
+                        let last = match subs {
+                            1 => signed::<L, { I % 4 }>(data),
+                            _ => signed::<L, { I / 2 * 2 }>(data),
+                        };
                         for t in 0..T {
-                            // The quad before: they come in the order of `quads!`.
                             let before = match subs {
                                 1 => four::<{ (I % 4) as i32 }>(x[t][0]),
                                 _ => four::<{ (I % 4 / 2 * 2) as i32 }>(x[t][SUB]),
