@@ -43,6 +43,8 @@ const OWNER: Range<usize> = 32..64;
 const WORD: usize = 8;
 /// Bytes of a row of the table.
 const ROW: usize = 64;
+/// A huge page. What is first written as a whole one becomes one in the system's cache of files, where a file system can.
+const HUGE: usize = 2 << 20;
 
 /// An open file of packed weights.
 pub struct Packs {
@@ -119,7 +121,7 @@ impl Packs {
             let (places, total) = lay_out(weights)?;
             file.set_len(total as u64)?;
             let sink = Sink {
-                file: Mutex::new(file),
+                file: Mutex::new(Open { file, total, begun: vec![false; total.div_ceil(HUGE)] }),
                 places: &places,
                 sums: weights.iter().map(|_| AtomicU64::new(0)).collect(),
             };
@@ -150,7 +152,7 @@ impl Packs {
 
 /// A file that is being filled, from any number of threads.
 pub struct Sink<'a> {
-    file: Mutex<&'a mut File>,
+    file: Mutex<Open<'a>>,
     places: &'a [Range<usize>],
     sums: Vec<AtomicU64>,
 }
@@ -172,9 +174,32 @@ impl Sink<'_> {
 
     /// Writing in turn costs nothing: the system takes one writer of a file at a time.
     fn write(&self, at: usize, bytes: &[u8]) -> io::Result<()> {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(at as u64))?;
-        file.write_all(bytes)
+        let mut open = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        for page in at / HUGE..(at + bytes.len()).div_ceil(HUGE) {
+            open.begin(page)?;
+        }
+        open.file.seek(SeekFrom::Start(at as u64))?;
+        open.file.write_all(bytes)
+    }
+}
+
+struct Open<'a> {
+    file: &'a mut File,
+    total: usize,
+    /// Has anything of each huge page been written?
+    begun: Vec<bool>,
+}
+
+impl Open<'_> {
+    /// Writes a huge page of zeros in one call, if nothing of it was written yet.
+    fn begin(&mut self, page: usize) -> io::Result<()> {
+        static ZEROS: [u8; HUGE] = [0; HUGE];
+        if !std::mem::replace(&mut self.begun[page], true) {
+            let start = page * HUGE;
+            self.file.seek(SeekFrom::Start(start as u64))?;
+            self.file.write_all(&ZEROS[..HUGE.min(self.total - start)])?;
+        }
+        Ok(())
     }
 }
 

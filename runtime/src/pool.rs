@@ -28,7 +28,7 @@ const SPINS: u32 = 2_000;
 /// The same where there are more threads than cores: whoever is waited for needs the core.
 const SPINS_CROWDED: u32 = 100;
 /// How long a worker waits for the next job before it parks.
-const LINGER: Duration = Duration::from_micros(80);
+const LINGER: Duration = Duration::from_micros(300);
 
 /// Bits of [`Shared::sequence`] below the number of jobs.
 const ACTIVE_BITS: u32 = 16;

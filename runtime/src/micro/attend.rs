@@ -1,6 +1,7 @@
 //! Attention: positions in chunks of 8, softmax on the fly (Milakov and Gimelshein, arXiv 1805.02867).
 
 use super::Call;
+use super::ahead::{Keys, ask_rows};
 use super::eight::{Eight, size};
 use super::rows::{Job, ROWS, State, jobs, plain};
 
@@ -34,20 +35,17 @@ unsafe fn vectors<E: Eight, const D: u8>(job: Job) {
             }
         }
         let mut weights = [[0f32; CHUNK]; ROWS];
-        let mut at = low.max(0) as usize;
-        while at as i64 <= high {
-            // A chunk ends with its page, beyond which slots are not neighbours.
-            let count = CHUNK.min(job.page - at % job.page).min((high - at as i64) as usize + 1);
-            let slot = job.slot(at) * size::<D>();
-            fetch::<E, D>(job, job.values.add(slot), count);
-            let next = at + count;
-            if next as i64 <= high {
-                let slot = job.slot(next) * size::<D>();
-                fetch::<E, D>(job, job.keys.add(slot), CHUNK.min(job.page - next % job.page));
-            }
+        let (mut at, end) = (low.max(0) as usize, (high + 1).max(0) as usize);
+        let mut keys = Keys::begin::<D>(job, CHUNK, at, end);
+        while at < end {
+            let chunk = job.chunk(at, end, CHUNK);
+            at += chunk.count;
+            let (count, slot) = (chunk.count, chunk.slot * size::<D>());
+            ask_rows::<D>(job, job.values, chunk);
+            keys.ask::<D>();
             for (r, weights) in weights.iter_mut().enumerate().take(job.rows) {
                 let score = products::<E, D>(job, job.keys.add(slot), count, r);
-                softmax(job, (at as i64, count as i64, r), score, weights, &mut state);
+                softmax(job, (chunk.at as i64, count as i64, r), score, weights, &mut state);
             }
             let mut r = 0;
             while r < job.rows {
@@ -58,7 +56,6 @@ unsafe fn vectors<E: Eight, const D: u8>(job: Job) {
                     _ => weigh::<E, D, 1>(job, values, count, &weights, r),
                 };
             }
-            at += count;
         }
         for r in 0..job.rows {
             if job.parts {
@@ -66,17 +63,6 @@ unsafe fn vectors<E: Eight, const D: u8>(job: Job) {
             } else {
                 rescale::<E>(job, r, 1.0 / state.total[r]);
             }
-        }
-    }
-}
-
-/// Starts to read keys or values of neighbouring positions: what one head has of them lies apart.
-#[inline(always)]
-unsafe fn fetch<E: Eight, const D: u8>(job: Job, from: *const u8, count: usize) {
-    for j in 0..count {
-        let slot = from.wrapping_add(j * job.slot * size::<D>());
-        for line in (0..job.dim * size::<D>()).step_by(64) {
-            unsafe { E::fetch(slot.wrapping_add(line)) };
         }
     }
 }

@@ -33,8 +33,6 @@ pub trait Eight: Copy {
     unsafe fn largest(self) -> f32;
     /// The sum of each of eight vectors.
     unsafe fn sums(v: &[Self; 8]) -> Self;
-    /// Starts to read a line of the cache.
-    unsafe fn fetch(p: *const u8);
 
     /// `e^self` of numbers that are not positive, within about 2 units in the last place; next to 0 below the smallest normal number.
     #[inline(always)]

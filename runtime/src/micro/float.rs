@@ -1,6 +1,7 @@
 //! Products of floats, eight rows at a time.
 
 use super::Call;
+use super::ahead::ask;
 use super::eight::{Eight, size};
 
 /// Tokens that share a pass over the weights.
@@ -21,17 +22,17 @@ pub unsafe fn products<E: Eight, const D: u8>(c: Call) {
             while t < tokens {
                 let (out, x) = (c.arg::<f32>(0).add((t * blocks + b) * 8), c.arg::<f32>(2).add(t * next));
                 t += match tokens - t {
-                    TILE.. => tile::<E, D, TILE>(rows, x, next, k, out, blocks * 8),
-                    4.. => tile::<E, D, 4>(rows, x, next, k, out, blocks * 8),
-                    2.. => tile::<E, D, 2>(rows, x, next, k, out, blocks * 8),
-                    _ => tile::<E, D, 1>(rows, x, next, k, out, blocks * 8),
+                    TILE.. => tile::<E, D, TILE>(rows, x, next, k, out, blocks * 8, t == 0),
+                    4.. => tile::<E, D, 4>(rows, x, next, k, out, blocks * 8, t == 0),
+                    2.. => tile::<E, D, 2>(rows, x, next, k, out, blocks * 8, t == 0),
+                    _ => tile::<E, D, 1>(rows, x, next, k, out, blocks * 8, t == 0),
                 };
             }
         }
     }
 }
 
-/// 8 rows by `T` tokens; returns `T`.
+/// 8 rows by `T` tokens; returns `T`. The first pass over the rows asks for the next ones.
 #[inline(always)]
 unsafe fn tile<E: Eight, const D: u8, const T: usize>(
     rows: *const u8,
@@ -40,11 +41,16 @@ unsafe fn tile<E: Eight, const D: u8, const T: usize>(
     k: usize,
     out: *mut f32,
     stride: usize,
+    first: bool,
 ) -> usize {
     unsafe {
         let mut acc = [E::splat(0.0); T];
         for i in 0..k {
-            let w = E::load::<D>(rows.add(i * 8 * size::<D>()));
+            let from = rows.add(i * 8 * size::<D>());
+            if first {
+                ask(from, 8 * size::<D>());
+            }
+            let w = E::load::<D>(from);
             for (t, acc) in acc.iter_mut().enumerate() {
                 *acc = E::splat(*x.add(t * next + i)).fma(w, *acc);
             }

@@ -6,6 +6,7 @@
 #![cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, unused_imports, unused_macros))]
 
 mod activations;
+mod ahead;
 mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -18,6 +19,7 @@ mod neon;
 mod packed;
 mod rows;
 
+pub(crate) use ahead::ask;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::sdot;
 

@@ -1,5 +1,6 @@
 //! Packed rows, eight at a time: their products with quantized activations, and their values.
 
+use super::ahead::ask_group;
 use super::eight::Eight;
 use super::{Call, Layout, quads, scale_bytes};
 
@@ -69,16 +70,16 @@ pub unsafe fn dot<B: Bytes, L: Layout>(c: Call) {
                 };
                 let out = acc.add((t * blocks + b) * 8);
                 t += match tokens - t {
-                    TILE.. => tile::<B, L, TILE>(rows, from, groups, out, blocks * 8),
-                    2.. => tile::<B, L, 2>(rows, from, groups, out, blocks * 8),
-                    _ => tile::<B, L, 1>(rows, from, groups, out, blocks * 8),
+                    TILE.. => tile::<B, L, TILE>(rows, from, groups, out, blocks * 8, t == 0),
+                    2.. => tile::<B, L, 2>(rows, from, groups, out, blocks * 8, t == 0),
+                    _ => tile::<B, L, 1>(rows, from, groups, out, blocks * 8, t == 0),
                 };
             }
         }
     }
 }
 
-/// 8 rows by `T` tokens; returns `T`.
+/// 8 rows by `T` tokens; returns `T`. The first pass over the rows asks for the next ones.
 #[inline(always)]
 unsafe fn tile<B: Bytes, L: Layout, const T: usize>(
     rows: Rows,
@@ -86,10 +87,14 @@ unsafe fn tile<B: Bytes, L: Layout, const T: usize>(
     groups: usize,
     out: *mut f32,
     next: usize,
+    first: bool,
 ) -> usize {
     unsafe {
         let mut acc = [B::Floats::splat(0.0); T];
         for g in 0..groups {
+            if first {
+                ask_group::<L>(g, rows.data, rows.scale, rows.min);
+            }
             add::<B, L, T, 0>(rows, x, g, &mut acc);
             if L::P.group == 16 {
                 add::<B, L, T, 1>(rows, x, g, &mut acc);
@@ -148,6 +153,7 @@ pub unsafe fn unpack<B: Bytes, L: Layout>(c: Call) {
             let scale = c.arg::<u8>(2).add(b * side_next);
             let min = c.arg::<u8>(if p.min { 3 } else { 2 }).add(b * side_next);
             for g in 0..groups {
+                ask_group::<L>(g, data, scale, min);
                 let data = data.add(g * p.bits as usize * 32);
                 let out = out.add(g * 32 * 8);
                 quads!(I, {

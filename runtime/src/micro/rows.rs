@@ -72,7 +72,23 @@ pub unsafe fn jobs(c: Call) -> impl Iterator<Item = Job> {
     })
 }
 
+/// Neighbouring positions of one page.
+#[derive(Clone, Copy, Default)]
+pub struct Chunk {
+    pub at: usize,
+    pub count: usize,
+    /// The element where they begin.
+    pub slot: usize,
+}
+
 impl Job {
+    /// At most `most` positions from one on that is before `end`. They end with their page, beyond which slots are not neighbours.
+    #[inline(always)]
+    pub unsafe fn chunk(self, at: usize, end: usize, most: usize) -> Chunk {
+        // SAFETY: the caller's position is one of the sequence.
+        Chunk { at, count: most.min(self.page - at % self.page).min(end - at), slot: unsafe { self.slot(at) } }
+    }
+
     /// First and last position of a row.
     #[inline(always)]
     pub unsafe fn range(self, r: usize) -> (i64, i64) {

@@ -4,8 +4,9 @@ use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
 
 use super::super::Call;
+use super::super::ahead::{Keys, ask_rows};
 use super::super::eight::size;
-use super::super::rows::{Job, ROWS, State, jobs, plain};
+use super::super::rows::{Chunk, Job, ROWS, State, jobs, plain};
 use super::math::{exp, load16, sums, tanh, transpose};
 
 /// Positions of a chunk, lanes of a vector.
@@ -25,15 +26,6 @@ const DIM: usize = 256;
 type Columns = [MaybeUninit<__m512>; DIM];
 /// Scores of rows with a block of chunks, then weights: those of a row one after the other.
 type Scores = [MaybeUninit<__m512>; SCORES];
-
-/// Neighbouring positions of one page.
-#[derive(Clone, Copy, Default)]
-struct Chunk {
-    at: usize,
-    count: usize,
-    /// The element where they begin.
-    slot: usize,
-}
 
 /// [`MicroOp::Attend`](marquetry_ir::loops::MicroOp::Attend): `D` is 0 for a cache of f32, 1 for f16, 2 for bf16.
 pub unsafe extern "C" fn attend<const D: u8>(args: *const *mut u8, sizes: *const i64) {
@@ -62,17 +54,16 @@ unsafe fn vectors<const D: u8>(job: Job) {
             }
         }
         let (mut at, end) = (low.max(0) as usize, (high + 1).max(0) as usize);
+        let mut keys = Keys::begin::<D>(job, CHUNK, at, end);
         let block = (SCORES / job.rows).min(BLOCK);
         let mut chunks = [Chunk::default(); BLOCK];
         while at < end {
             let mut n = 0;
             while n < block && at < end {
-                let chunk = chunk(job, at, end);
+                let chunk = job.chunk(at, end, CHUNK);
                 at += chunk.count;
-                fetch::<D>(job, job.values, chunk);
-                if at < end {
-                    fetch::<D>(job, job.keys, self::chunk(job, at, end));
-                }
+                ask_rows::<D>(job, job.values, chunk);
+                keys.ask::<D>();
                 products::<D>(job, chunk, &mut columns, scores.as_mut_ptr().cast::<__m512>().add(n), block);
                 chunks[n] = chunk;
                 n += 1;
@@ -104,24 +95,6 @@ unsafe fn vectors<const D: u8>(job: Job) {
             for d in (0..job.dim).step_by(16) {
                 _mm512_storeu_ps(out.add(d), _mm512_mul_ps(_mm512_loadu_ps(out.add(d)), inverse));
             }
-        }
-    }
-}
-
-/// The chunk that begins at a position before `end`. It ends with its page, beyond which slots are not neighbours.
-#[inline]
-unsafe fn chunk(job: Job, at: usize, end: usize) -> Chunk {
-    Chunk { at, count: CHUNK.min(job.page - at % job.page).min(end - at), slot: unsafe { job.slot(at) } }
-}
-
-/// Starts to read the keys or values of a chunk: what one head has of neighbouring slots lies apart.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn fetch<const D: u8>(job: Job, from: *const u8, chunk: Chunk) {
-    for j in 0..chunk.count {
-        let slot = from.wrapping_add((chunk.slot + j * job.slot) * size::<D>());
-        for line in (0..job.dim * size::<D>()).step_by(64) {
-            _mm_prefetch::<_MM_HINT_T0>(slot.wrapping_add(line).cast());
         }
     }
 }

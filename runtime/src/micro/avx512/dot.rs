@@ -2,6 +2,7 @@
 
 use core::arch::x86_64::*;
 
+use super::super::ahead::ask_group;
 use super::super::avx2::dot_narrow;
 use super::super::{Call, Field, Layout, field, quads, scale_bytes};
 use super::math::{join, load8};
@@ -83,10 +84,10 @@ unsafe fn tiles<L: Layout>(c: Call) {
                 let (out, from) = (acc.add((t * blocks + b) * 8), first.at(t));
                 let pair = blocks - b > 1;
                 t += match tokens - t {
-                    TILE.. => tile::<L, TILE>(rows, from, groups, out, blocks * 8, pair),
-                    4.. => tile::<L, 4>(rows, from, groups, out, blocks * 8, pair),
-                    2.. => tile::<L, 2>(rows, from, groups, out, blocks * 8, pair),
-                    _ => tile::<L, 1>(rows, from, groups, out, blocks * 8, pair),
+                    TILE.. => tile::<L, TILE>(rows, from, groups, out, blocks * 8, (pair, t == 0)),
+                    4.. => tile::<L, 4>(rows, from, groups, out, blocks * 8, (pair, t == 0)),
+                    2.. => tile::<L, 2>(rows, from, groups, out, blocks * 8, (pair, t == 0)),
+                    _ => tile::<L, 1>(rows, from, groups, out, blocks * 8, (pair, t == 0)),
                 };
             }
             b += 2;
@@ -94,7 +95,7 @@ unsafe fn tiles<L: Layout>(c: Call) {
     }
 }
 
-/// 16 rows by `T` tokens; returns `T`.
+/// 16 rows by `T` tokens; returns `T`. The first pass over the rows asks for the next ones.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn tile<L: Layout, const T: usize>(
@@ -103,11 +104,14 @@ unsafe fn tile<L: Layout, const T: usize>(
     groups: usize,
     out: *mut f32,
     next: usize,
-    pair: bool,
+    (pair, first): (bool, bool),
 ) -> usize {
     unsafe {
         let mut acc = [_mm512_setzero_ps(); T];
         for g in 0..groups {
+            if first {
+                (0..2).for_each(|i| ask_group::<L>(g, rows.data[i], rows.scale[i], rows.min[i]));
+            }
             add::<L, T, 0>(rows, x, g, &mut acc);
             if L::P.group == 16 {
                 add::<L, T, 1>(rows, x, g, &mut acc);

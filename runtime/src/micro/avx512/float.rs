@@ -3,6 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::super::Call;
+use super::super::ahead::ask;
 use super::math::{join, load8};
 
 /// Tokens that share a pass over the weights.
@@ -28,11 +29,11 @@ unsafe fn products<const D: u8>(c: Call) {
             while t < tokens {
                 let (out, from) = (acc.add((t * blocks + b) * 8), x.add(t * next));
                 t += match tokens - t {
-                    TILE.. => tile::<D, TILE>(rows, from, next, k, out, blocks * 8, pair),
-                    8.. => tile::<D, 8>(rows, from, next, k, out, blocks * 8, pair),
-                    4.. => tile::<D, 4>(rows, from, next, k, out, blocks * 8, pair),
-                    2.. => tile::<D, 2>(rows, from, next, k, out, blocks * 8, pair),
-                    _ => tile::<D, 1>(rows, from, next, k, out, blocks * 8, pair),
+                    TILE.. => tile::<D, TILE>(rows, from, next, k, out, blocks * 8, (pair, t == 0)),
+                    8.. => tile::<D, 8>(rows, from, next, k, out, blocks * 8, (pair, t == 0)),
+                    4.. => tile::<D, 4>(rows, from, next, k, out, blocks * 8, (pair, t == 0)),
+                    2.. => tile::<D, 2>(rows, from, next, k, out, blocks * 8, (pair, t == 0)),
+                    _ => tile::<D, 1>(rows, from, next, k, out, blocks * 8, (pair, t == 0)),
                 };
             }
             b += 2;
@@ -40,7 +41,7 @@ unsafe fn products<const D: u8>(c: Call) {
     }
 }
 
-/// 16 rows by `T` tokens; returns `T`.
+/// 16 rows by `T` tokens; returns `T`. The first pass over the rows asks for the next ones.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
 unsafe fn tile<const D: u8, const T: usize>(
@@ -50,13 +51,17 @@ unsafe fn tile<const D: u8, const T: usize>(
     k: usize,
     out: *mut f32,
     stride: usize,
-    pair: bool,
+    (pair, first): (bool, bool),
 ) -> usize {
     unsafe {
         let size = if D == 0 { 4 } else { 2 };
         let mut acc = [_mm512_setzero_ps(); T];
         for i in 0..k {
-            let w = join(load8::<D>(rows[0].add(i * 8 * size)), load8::<D>(rows[1].add(i * 8 * size)));
+            let from = rows.map(|r| r.add(i * 8 * size));
+            if first {
+                from.iter().for_each(|&r| ask(r, 8 * size));
+            }
+            let w = join(load8::<D>(from[0]), load8::<D>(from[1]));
             for (t, acc) in acc.iter_mut().enumerate() {
                 *acc = _mm512_fmadd_ps(_mm512_set1_ps(*x.add(t * next + i)), w, *acc);
             }

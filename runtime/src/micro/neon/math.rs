@@ -130,10 +130,4 @@ impl Eight for float32x4x2_t {
             float32x4x2_t(quad(v[0], v[1], v[2], v[3]), quad(v[4], v[5], v[6], v[7]))
         }
     }
-
-    #[inline(always)]
-    unsafe fn fetch(p: *const u8) {
-        // SAFETY: a hint for any address.
-        unsafe { std::arch::asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly)) }
-    }
 }

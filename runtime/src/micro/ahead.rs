@@ -1,0 +1,104 @@
+//! Asking for weights, keys and values before they are needed.
+
+use super::eight::size;
+use super::rows::{Chunk, Job};
+use super::{Layout, scale_bytes};
+
+/// Bytes of data ahead of the ones in use: more than a page, since the processor's own prefetching ends with the page.
+const AHEAD: usize = 6 << 10;
+/// Positions whose keys are under way.
+const POSITIONS: usize = 48;
+
+/// Starts to read a line of the cache, at an address in memory or not.
+#[inline(always)]
+fn line(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which reads nothing and does not fault.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!("prfm pldl1keep, [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = at;
+}
+
+/// Asks for what comes [`AHEAD`] bytes after the `bytes` at `from`.
+#[inline(always)]
+pub fn ask(from: *const u8, bytes: usize) {
+    for at in (0..bytes).step_by(64) {
+        line(from.wrapping_add(AHEAD + at));
+    }
+}
+
+/// The same for group `g` of a packed row block; scales and minima are asked for as far ahead as their data are.
+#[inline(always)]
+pub fn ask_group<L: Layout>(g: usize, data: *const u8, scale: *const u8, min: *const u8) {
+    let p = L::P;
+    let (bytes, side) = (p.bits as usize * 32, 256 / p.group as usize * scale_bytes(p));
+    ask(data.wrapping_add(g * bytes), bytes);
+    let at = (g * side + AHEAD * side / bytes).wrapping_sub(AHEAD);
+    ask(scale.wrapping_add(at), side);
+    if p.min {
+        ask(min.wrapping_add(at), side);
+    }
+}
+
+/// Asks for what one head has of a chunk, which lies apart.
+#[inline(always)]
+pub fn ask_rows<const D: u8>(job: Job, from: *const u8, chunk: Chunk) {
+    for j in 0..chunk.count {
+        let slot = from.wrapping_add((chunk.slot + j * job.slot) * size::<D>());
+        for at in (0..job.dim * size::<D>()).step_by(64) {
+            line(slot.wrapping_add(at));
+        }
+    }
+}
+
+/// Asks for keys chunk by chunk: those of a head, then those of the next one, which lie behind them and which this thread often
+/// computes next.
+pub struct Keys {
+    job: Job,
+    chunk: usize,
+    begin: usize,
+    at: usize,
+    end: usize,
+    keys: *const u8,
+}
+
+impl Keys {
+    /// Asks for the first ones of `begin..end`.
+    ///
+    /// # Safety
+    /// The positions are ones of the sequence.
+    #[inline(always)]
+    pub unsafe fn begin<const D: u8>(job: Job, chunk: usize, begin: usize, end: usize) -> Keys {
+        let mut keys = Keys { job, chunk, begin, at: begin, end, keys: job.keys };
+        for _ in 0..POSITIONS / chunk {
+            // SAFETY: the caller's.
+            unsafe { keys.ask::<D>() };
+        }
+        keys
+    }
+
+    /// Asks for one chunk more.
+    ///
+    /// # Safety
+    /// As for [`Keys::begin`].
+    #[inline(always)]
+    pub unsafe fn ask<const D: u8>(&mut self) {
+        if self.at >= self.end {
+            self.at = self.begin;
+            self.keys = self.keys.wrapping_add(self.job.dim * size::<D>());
+        }
+        if self.at < self.end {
+            // SAFETY: the position is one of the sequence.
+            let chunk = unsafe { self.job.chunk(self.at, self.end, self.chunk) };
+            ask_rows::<D>(self.job, self.keys, chunk);
+            self.at += chunk.count;
+        }
+    }
+}
