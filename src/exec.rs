@@ -11,6 +11,7 @@ use marquetry_ir::program::{Place, Program};
 use marquetry_passes::Numerics;
 use marquetry_passes::check::{Inputs, Outcome, pick};
 use marquetry_passes::manager::Ir;
+use marquetry_runtime::micro::Routines;
 use marquetry_runtime::{Arena, Function, Pool, States, WeightData};
 
 use crate::Error;
@@ -150,7 +151,7 @@ pub fn compiled(
     let mut memory: Memory = inputs.memory(p).map_err(wrong)?;
     let sizes = inputs.sizes_of(p).map_err(wrong)?;
     let weights = memory.weights.iter().map(|w| WeightData::copy(w).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-    let f = Function::new(p.clone(), generate(p, backend, numerics)?, weights)?;
+    let f = Function::new(p.clone(), generate(p, backend, numerics, Routines::Best)?, weights)?;
     let mut states = States::new(f.states(), &sizes)?;
     for (s, data) in p.states.iter().zip(&memory.states) {
         let room = states.get_mut(&s.name).filter(|r| r.len() >= data.len());

@@ -9,6 +9,7 @@ use marquetry::engine::{Engine, EngineOptions};
 use marquetry::generate::{Limits, generate};
 use marquetry::model::{LoadOptions, LoadedModel};
 use marquetry::passes::Numerics;
+use marquetry::runtime::micro::Routines;
 use marquetry::runtime::sampler::SamplerParams;
 
 /// The system's allocator, counting what it is asked for by any thread.
@@ -52,9 +53,9 @@ fn generation_allocates_nothing() {
     for (name, numerics) in models.iter().flat_map(|m| [(m, Numerics::Strict), (m, Numerics::Fast)]) {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/oracles").join(name);
         let model = Arc::new(LoadedModel::open(&path.to_string_lossy(), &LoadOptions::default(), &mut |_| {}).unwrap());
-        for (portable, params) in [(false, greedy()), (true, drawn())] {
+        for (routines, params) in [(Routines::Best, greedy()), (Routines::None, drawn())] {
             let numerics = Some(numerics);
-            let options = EngineOptions { numerics, threads: 2, portable, context: 128, ..EngineOptions::default() };
+            let options = EngineOptions { numerics, threads: 2, routines, context: 128, ..EngineOptions::default() };
             let mut engine = Engine::new(model.clone(), options).unwrap();
             let mut asked = Vec::with_capacity(TOKENS);
             let mut each = |_| {

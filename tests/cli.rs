@@ -200,7 +200,7 @@ fn stages_can_be_seen_and_run_again() {
     fs::write(cli.at("c.tir"), given).unwrap();
     let from = cli.ok(&["opt", cli.at("c.tir").to_str().unwrap(), "--from-stage", "canon", "--compile-to", "plan"]);
     assert!(whole == from);
-    let args = ["inspect", model, "--stage", "plan", "--numerics", "strict", "--portable"];
+    let args = ["inspect", model, "--stage", "plan", "--numerics", "strict", "--routines", "none"];
     let from = cli.ok(&[&args[..], &["--compile-from", all.join("05-eqsat.tir").to_str().unwrap()]].concat());
     assert!(whole == from);
     // A check is part of the run; times go to stderr.

@@ -42,7 +42,7 @@ fn around(profile: &Value, operator: &str) -> Vec<[u64; 3]> {
 
 #[test]
 fn kernels_of_a_small_model_cost_what_they_do_by_hand() {
-    for args in [&["--json", "--profile"][..], &["--json", "--profile", "--portable"]] {
+    for args in [&["--json", "--profile"][..], &["--json", "--profile", "--routines", "none"]] {
         let report: Value = serde_json::from_str(&bench(args)).unwrap();
         let [decode, prefill] = [&report["profile"][0], &report["profile"][1]];
         assert_eq!((&decode["bucket"], &prefill["bucket"]), (&json!("decode"), &json!("prefill")));

@@ -327,6 +327,6 @@ mod tests {
         let plausible = |rate: f64| (1e6..1e15).contains(&rate);
         assert!(plausible(p.read), "{p:?}");
         assert!(p.flops.is_none_or(plausible) && p.int8_ops.is_none_or(plausible), "{p:?}");
-        assert_eq!(p.flops.is_some(), crate::micro::available());
+        assert_eq!(p.flops.is_some(), crate::micro::Routines::Best.level().is_some());
     }
 }

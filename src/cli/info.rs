@@ -80,7 +80,7 @@ pub fn doctor(args: &DoctorArgs, ui: &Ui) -> Result<(), Error> {
     if let Some(dir) = &cache {
         rows.push(("tuned", tuned(dir)));
     }
-    rows.push(("preset", json!(preset(&cpu_features()).map(|p| format!("{}, {}", p.name, p.source)))));
+    rows.push(("preset", json!(Level::available().first().map(|l| format!("{}, {}", l.name(), preset(*l).source)))));
     if let (true, Some(dir)) = (args.verify_cache, &cache) {
         let VerifiedPacks { good, bytes, removed } = verify_packs(dir);
         rows.push(("packs_good", json!(good)));

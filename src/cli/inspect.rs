@@ -14,7 +14,7 @@ use marquetry::passes::Numerics;
 use marquetry::passes::dot::dot;
 use marquetry::passes::manager::{self, Ir, Options, TRACE, pipeline_between, print};
 use marquetry::runtime::files::write_file;
-use marquetry::runtime::micro;
+use marquetry::runtime::micro::Routines;
 use marquetry::start::{Source, Start};
 use marquetry::watch::Place;
 use serde_json::{Value, json};
@@ -38,9 +38,9 @@ pub struct Args {
     /// What makes the machine code.
     #[arg(long, value_enum, default_value = "cranelift")]
     backend: BackendArg,
-    /// Show what is run without routines for this CPU's vector instructions.
-    #[arg(long)]
-    portable: bool,
+    /// Routines for vector instructions: those of a level, `none` for only what the compiler generates [default: best].
+    #[arg(long, value_name = "LEVEL", value_parser = super::options::routines, default_value = "best", hide_default_value = true)]
+    routines: Routines,
     #[command(flatten)]
     watch: WatchArgs,
     #[command(flatten)]
@@ -129,15 +129,15 @@ fn compile_options(model: &LoadedModel, args: &Args) -> (Bucket, Options) {
         BucketArg::Prefill => Bucket::Prefill,
     };
     let mut options = bucket_options(bucket, numerics, model.text.context.min(32_768));
-    options.target.micro = !args.portable && micro::available();
+    options.target.micro = args.routines.level().is_some();
     (bucket, options)
 }
 
-fn assembly(p: &Program, backend: BackendArg) -> Result<Vec<String>, Error> {
+fn assembly(p: &Program, backend: BackendArg, routines: Routines) -> Result<Vec<String>, Error> {
     let backend = Backend::from(backend).generator();
     let backend =
         backend.ok_or_else(|| Error::usage("the interpreter has no machine code; use `--backend cranelift`"))?;
-    let options = codegen::Options { disassemble: true, routines: micro::routine, ..codegen::Options::default() };
+    let options = codegen::Options { disassemble: true, routines: routines.lookup(), ..codegen::Options::default() };
     let code = compile(backend, &p.kernels, &p.syms, &options)?;
     Ok((0..code.len()).map(|i| code.asm(i).unwrap_or_default().to_string()).collect())
 }
@@ -151,7 +151,7 @@ fn write_html(model: &LoadedModel, file: &Path, args: &Args, ui: &Ui) -> Result<
         stages.push((pass.to_string(), ir.clone()));
     })?;
     let asm = match &last {
-        Ir::Program(p) => assembly(p, args.backend)?,
+        Ir::Program(p) => assembly(p, args.backend, args.routines)?,
         Ir::Graph(_) => vec![],
     };
     let weights = &model.weights;
@@ -194,7 +194,7 @@ fn show(model: &LoadedModel, stage: Stage, args: &Args, ui: &Ui) -> Result<(), E
     }
     let text = match (stage, &ir) {
         (Stage::Asm, Ir::Program(program)) => {
-            let kernels = program.kernels.iter().zip(assembly(program, args.backend)?);
+            let kernels = program.kernels.iter().zip(assembly(program, args.backend, args.routines)?);
             kernels.map(|(k, asm)| format!("; {}\n{asm}\n", k.name)).collect()
         }
         _ => print(&ir),

@@ -12,6 +12,7 @@ use marquetry::model::{LoadOptions, LoadedModel, cache_dir};
 use marquetry::passes::Numerics;
 use marquetry::passes::check::Check;
 use marquetry::passes::manager::Reports;
+use marquetry::runtime::micro::{Level, Routines};
 use marquetry::runtime::sampler::SamplerParams;
 use marquetry::start::Source;
 use marquetry::tune::TuneOptions;
@@ -150,6 +151,17 @@ impl From<NumericsArg> for Numerics {
     }
 }
 
+/// Reads `best`, `none` or a level that this CPU has.
+pub fn routines(text: &str) -> Result<Routines, String> {
+    let all: Vec<(String, Routines)> = [("best".into(), Routines::Best), ("none".into(), Routines::None)]
+        .into_iter()
+        .chain(Level::available().into_iter().map(|l| (l.name().to_lowercase().replace(' ', "-"), Routines::Of(l))))
+        .collect();
+    let names: Vec<&str> = all.iter().map(|(n, _)| n.as_str()).collect();
+    let found = all.iter().find(|(n, _)| n == text).map(|(_, r)| *r);
+    found.ok_or_else(|| format!("this CPU has {}", names.join(", ")))
+}
+
 /// Element types of keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CacheTypeArg {
@@ -183,9 +195,9 @@ pub struct EngineArgs {
     /// Threads [default: one per CPU, at most 16].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Run only what the compiler generates, without routines for this CPU's vector instructions.
-    #[arg(long)]
-    pub portable: bool,
+    /// Routines for vector instructions: those of a level, `none` for only what the compiler generates [default: best].
+    #[arg(long, value_name = "LEVEL", value_parser = super::options::routines, default_value = "best", hide_default_value = true)]
+    pub routines: Routines,
     /// Positions of the cache [default: the model's, at most 32768].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub context: Option<u32>,
@@ -214,7 +226,7 @@ impl EngineArgs {
             backend: self.backend.into(),
             numerics: self.numerics.map(Numerics::from),
             threads: self.threads.map_or(0, usize::from),
-            portable: self.portable,
+            routines: self.routines,
             context: self.context.map_or(0, |c| c as usize),
             cache_type: self.cache_type.map(DType::from),
             cache: self.cache(),

@@ -12,7 +12,8 @@ use marquetry_passes::Numerics;
 use marquetry_passes::fuse::Origin;
 use marquetry_passes::manager::{self, Ir, Reports, TRACE, pipeline_between};
 use marquetry_passes::params::Params;
-use marquetry_runtime::{Arena, Code, Function, Pool, RuntimeError, States, micro};
+use marquetry_runtime::micro::Routines;
+use marquetry_runtime::{Arena, Code, Function, Pool, RuntimeError, States};
 
 use super::programs::{self, Bucket, bucket_options};
 use super::record::Timed;
@@ -80,7 +81,7 @@ impl Jit {
     fn pass_options(&self, bucket: Bucket) -> manager::Options {
         let mut options = bucket_options(bucket, self.numerics, self.options.context);
         options.cache_type = self.options.cache_type.or(options.cache_type);
-        options.target.micro = !self.options.portable && micro::available();
+        options.target.micro = self.options.routines.level().is_some();
         options
     }
 
@@ -96,7 +97,7 @@ impl Jit {
             }
             false => programs::program(&self.module, &options, &params, self.options.cache.as_deref())?,
         };
-        let code = generate(&program, self.backend, self.numerics)?;
+        let code = generate(&program, self.backend, self.numerics, self.options.routines)?;
         stats.cached_programs += usize::from(cached);
         stats.compile_s += start.elapsed().as_secs_f64();
         let start = Instant::now();
@@ -126,14 +127,14 @@ impl Jit {
             Tuning::Stored if self.options.cache.is_some() => Bucket::ALL.map(|b| Some(self.tuning_key(b))),
             _ => [None, None],
         };
-        let cache = self.options.cache.as_deref();
-        self.tuning = TuningFound::find(&self.options.tuning, cache, &keys, self.numerics);
+        self.tuning = TuningFound::find(&self.options, &keys, self.numerics);
     }
 
     /// Identifies the untuned kernels of a bucket, by what they are made of; the length of the context is no part of that.
     pub fn tuning_key(&self, bucket: Bucket) -> String {
         let options = self.pass_options(bucket);
-        let how = format!("{bucket:?} {:?} {:?} {:?}", self.numerics, options.target, options.cache_type);
+        let routines = self.options.routines.level();
+        let how = format!("{bucket:?} {:?} {:?} {:?} {routines:?}", self.numerics, options.target, options.cache_type);
         store::key(&[&print_module(&self.module), &how, self.backend.name()], self.options.threads)
     }
 
@@ -164,7 +165,7 @@ impl Jit {
     /// Puts the function of a variant, compiled if it is not yet, in the place of the present one, which the variant gets.
     pub fn exchange(&mut self, bucket: Bucket, v: &mut Variant) -> Result<(), Error> {
         if v.function.is_none() {
-            let code = generate(&v.program, self.backend, self.numerics)?;
+            let code = generate(&v.program, self.backend, self.numerics, self.options.routines)?;
             let weights = self.weights.get(&self.model, &v.program.weights, self.options.threads)?;
             v.function = Some(Function::new(v.program.clone(), code, weights)?.with_chunks(v.params.chunks));
         }
@@ -184,8 +185,14 @@ impl Jit {
 }
 
 /// Machine code of a program's kernels.
-pub(crate) fn generate(program: &Program, backend: codegen::Backend, numerics: Numerics) -> Result<Code, Error> {
-    let options = Options { finite_f16: numerics == Numerics::Fast, routines: micro::routine, ..Options::default() };
+pub(crate) fn generate(
+    program: &Program,
+    backend: codegen::Backend,
+    numerics: Numerics,
+    routines: Routines,
+) -> Result<Code, Error> {
+    let finite_f16 = numerics == Numerics::Fast;
+    let options = Options { finite_f16, routines: routines.lookup(), ..Options::default() };
     let module = codegen::compile(backend, &program.kernels, &program.syms, &options)?;
     let kernels = (0..module.len()).map(|i| module.kernel(i)).collect();
     // SAFETY: the entry points are those of the program's kernels in order, and live as long as the module, which goes along.

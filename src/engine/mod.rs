@@ -20,6 +20,7 @@ use marquetry_passes::Numerics;
 use marquetry_passes::fuse::Origin;
 use marquetry_passes::manager::Reports;
 use marquetry_runtime::kv::{PagedKv, SeqId, StepInputs};
+use marquetry_runtime::micro::Routines;
 use marquetry_runtime::{AlignedBytes, RuntimeError};
 
 use crate::Error;
@@ -89,8 +90,8 @@ pub struct EngineOptions {
     pub numerics: Option<Numerics>,
     /// Threads; 0 for one per CPU, at most 16.
     pub threads: usize,
-    /// Only what the compiler generates, no routines for this CPU's vector instructions.
-    pub portable: bool,
+    /// Routines for vector instructions.
+    pub routines: Routines,
     /// Positions of the cache; 0 for those of the model, at most 32768.
     pub context: usize,
     /// Element type of keys and values in compiled code, a float; by default f32 with strict numerics and f16 with fast ones.

@@ -1,7 +1,5 @@
 //! Parameters of kernels: those that an engine's functions are compiled with, and trying others.
 
-use std::path::Path;
-
 use marquetry_ir::graph::Ty;
 use marquetry_ir::program::Program;
 use marquetry_passes::Numerics;
@@ -9,7 +7,7 @@ use marquetry_passes::params::Params;
 use marquetry_runtime::Function;
 
 use super::jit::Jit;
-use super::{Bucket, Engine, Recorded, Rows, cpu_features};
+use super::{Bucket, Engine, EngineOptions, Recorded, Rows};
 use crate::Error;
 use crate::tune::presets::preset;
 use crate::tune::store::Store;
@@ -42,23 +40,19 @@ fn position(bucket: Bucket) -> usize {
 
 impl TuningFound {
     /// Decides them; `keys` are those of the buckets in the database.
-    pub(super) fn find(
-        tuning: &Tuning,
-        cache: Option<&Path>,
-        keys: &[Option<String>; 2],
-        numerics: Numerics,
-    ) -> TuningFound {
+    pub(super) fn find(options: &EngineOptions, keys: &[Option<String>; 2], numerics: Numerics) -> TuningFound {
         let mut found = TuningFound::default();
-        match tuning {
+        match &options.tuning {
             Tuning::Off => {}
             Tuning::Given(params) => found.params = **params,
             Tuning::Stored => {
-                let features = cpu_features();
-                found.params = Bucket::ALL.map(|b| preset(&features).map_or_else(Params::default, |p| p.params(b)));
-                let entries = cache.map_or(Ok(vec![]), |dir| Store::new(dir).entries()).unwrap_or_else(|e| {
-                    found.refused = Some(e.to_string());
-                    vec![]
-                });
+                let preset = options.routines.level().map(preset);
+                found.params = Bucket::ALL.map(|b| preset.map_or_else(Params::default, |p| p.params(b)));
+                let entries =
+                    options.cache.as_deref().map_or(Ok(vec![]), |dir| Store::new(dir).entries()).unwrap_or_else(|e| {
+                        found.refused = Some(e.to_string());
+                        vec![]
+                    });
                 for (bucket, key) in Bucket::ALL.into_iter().zip(keys) {
                     if let Some(e) = entries.iter().find(|e| Some(&e.key) == key.as_ref()) {
                         found.set(bucket, e.params);

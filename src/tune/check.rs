@@ -18,6 +18,7 @@ use marquetry_ir::scalars::{decode, encode};
 use marquetry_passes::Numerics;
 use marquetry_passes::check::{Bound, distance};
 use marquetry_passes::eqsat::Exact;
+use marquetry_runtime::micro::Routines;
 use marquetry_runtime::{Arena, Function, Pool, States};
 
 use crate::Error;
@@ -37,6 +38,7 @@ const UNTOUCHED: u8 = 0x5b;
 pub(super) struct How {
     pub backend: Backend,
     pub numerics: Numerics,
+    pub routines: Routines,
     pub threads: usize,
     pub seed: u64,
 }
@@ -149,7 +151,7 @@ impl Checker {
         let alone = alone(program, kernel);
         let sizes = &self.step.sizes;
         let names: Vec<String> = alone.buffers.iter().map(|b| b.name.clone()).collect();
-        let code = generate(&alone, self.how.backend, self.how.numerics)?;
+        let code = generate(&alone, self.how.backend, self.how.numerics, self.how.routines)?;
         let f = Function::new(alone, code, vec![])?.with_chunks(chunks);
         let mut states = States::new(f.states(), sizes)?;
         let mut left = args.to_vec();

@@ -1,37 +1,39 @@
 //! What to start from on a family of CPUs, before anything was tuned on the machine itself.
 
 use marquetry_passes::params::Params;
+use marquetry_runtime::micro::Level;
 
 use crate::engine::Bucket;
 
 /// A family of CPUs.
 #[derive(Clone, Copy, Debug)]
 pub struct Preset {
-    /// Its name.
-    pub name: &'static str,
-    /// Features that it has; see [`crate::engine::cpu_features`].
-    pub features: &'static [&'static str],
+    /// What its routines are written for.
+    pub level: Level,
     /// Where its values come from.
     pub source: &'static str,
     /// Parameters of a bucket that are not the defaults.
     pub params: &'static [(Bucket, &'static str, i64)],
 }
 
-/// All families, the most particular first. The defaults of the parameters were found on the first one.
-pub static PRESETS: &[Preset] = &[
-    Preset {
-        name: "AVX-512 VNNI",
-        features: &["avx512f", "avx512vnni"],
-        source: "the defaults, which were chosen on Zen 5",
-        params: &[],
-    },
-    Preset { name: "AVX2", features: &["avx2", "fma"], source: "not measured: the defaults", params: &[] },
-    Preset { name: "NEON", features: &["neon"], source: "not measured: the defaults", params: &[] },
+/// All families.
+pub static PRESETS: [Preset; 5] = [
+    Preset { level: Level::Avx512, source: "the defaults, which were chosen on Zen 5", params: &[] },
+    Preset { level: Level::AvxVnni, source: "not measured: the defaults", params: &[] },
+    Preset { level: Level::Avx2, source: "not measured: the defaults", params: &[] },
+    Preset { level: Level::Dotprod, source: "not measured: the defaults", params: &[] },
+    Preset { level: Level::Neon, source: "not measured: the defaults", params: &[] },
 ];
 
-/// The family of a CPU with these features.
-pub fn preset(features: &[&str]) -> Option<&'static Preset> {
-    PRESETS.iter().find(|p| p.features.iter().all(|f| features.contains(f)))
+/// The family of CPUs that run the routines of a level.
+pub fn preset(level: Level) -> &'static Preset {
+    &PRESETS[match level {
+        Level::Avx512 => 0,
+        Level::AvxVnni => 1,
+        Level::Avx2 => 2,
+        Level::Dotprod => 3,
+        Level::Neon => 4,
+    }]
 }
 
 impl Preset {
@@ -48,11 +50,9 @@ mod tests {
 
     #[test]
     fn families_are_told_apart_and_their_parameters_exist() {
-        let name = |f: &[&str]| preset(f).map(|p| p.name);
-        assert_eq!(name(&["avx2", "fma", "avx512f", "avx512vnni"]), Some("AVX-512 VNNI"));
-        assert_eq!(name(&["avx2", "fma"]), Some("AVX2"));
-        assert_eq!(name(&["neon", "dotprod"]), Some("NEON"));
-        assert_eq!(name(&[]), None);
+        for p in &PRESETS {
+            assert_eq!(preset(p.level).level, p.level);
+        }
         for (_, name, value) in PRESETS.iter().flat_map(|p| p.params) {
             assert!(Params::default().with(name, *value).is_some(), "{name}={value}");
         }

@@ -40,7 +40,8 @@ impl<'a> OfEngine<'a> {
         let Some(backend) = options.backend.generator() else {
             return Err(Error::usage("the interpreter has nothing to tune; try --backend cranelift"));
         };
-        let how = How { backend, numerics: engine.numerics(), threads: options.threads, seed };
+        let (threads, routines) = (options.threads, options.routines);
+        let how = How { backend, numerics: engine.numerics(), routines, threads, seed };
         let checker = Checker::new(how, loops, program, step)?;
         Ok(OfEngine {
             engine,

@@ -9,6 +9,7 @@ use marquetry_ir::program::Program;
 use marquetry_passes::Numerics;
 use marquetry_passes::eqsat::Exact;
 use marquetry_passes::params::{Params, TABLE};
+use marquetry_runtime::micro::Routines;
 
 use super::search::{Found, Limits, Subject, Times, search};
 use super::store::Store;
@@ -77,10 +78,10 @@ fn every_value_of_every_parameter_computes_the_same() {
         (q8.clone(), Numerics::Strict, false),
         (q8, Numerics::Fast, true),
     ] {
-        for portable in if both { &[false, true][..] } else { &[false] } {
-            let portable = *portable;
+        for routines in if both { &[Routines::Best, Routines::None][..] } else { &[Routines::Best] } {
+            let routines = *routines;
             let mut e =
-                engine(&model, EngineOptions { numerics: Some(numerics), portable, ..EngineOptions::default() });
+                engine(&model, EngineOptions { numerics: Some(numerics), routines, ..EngineOptions::default() });
             let compared = every_value(&mut e);
             assert!(compared > 20, "{compared}");
         }
@@ -118,7 +119,7 @@ fn unfinished(params: &Params, p: &mut Program) {
 
 #[test]
 fn a_candidate_with_a_defect_is_found_and_never_taken() {
-    if !crate::runtime::micro::available() {
+    if Routines::Best.level().is_none() {
         return;
     }
     let model = reference("llama/base");
@@ -209,10 +210,10 @@ fn tuned_engines_give_the_same_bits_where_they_are_strict() {
     });
     let dir = tempfile::tempdir().unwrap();
     for model in [reference("llama/base"), reference("gemma3/text"), reference("mixtral/e4k2"), quantized(dir.path())] {
-        for portable in [false, true] {
+        for routines in [Routines::Best, Routines::None] {
             let with = |tuning| {
                 let options =
-                    EngineOptions { numerics: Some(Numerics::Strict), portable, tuning, ..EngineOptions::default() };
+                    EngineOptions { numerics: Some(Numerics::Strict), routines, tuning, ..EngineOptions::default() };
                 let mut e = engine(&model, options);
                 let bits = logits(&mut e);
                 (bits, e.tuning().unwrap().params(Bucket::Prefill))

@@ -15,7 +15,6 @@ use marquetry::codegen::{Backend, Options};
 use marquetry::ir::DType;
 use marquetry::ir::graph::interp::{Data, Tensor, Val};
 use marquetry::ir::graph::{Module, parse_module, verify};
-use marquetry::ir::loops::{MicroOp, Routine};
 use marquetry::ir::program::Program;
 use marquetry::ir::testing::{
     Inputs, Numbers, Outcome, Random, bits_differ, cases, gap, inputs_of, mean_gap, run, sensitivity,
@@ -25,7 +24,7 @@ use marquetry::passes::bind::Narrow;
 use marquetry::passes::check::{rounds, unrounded};
 use marquetry::passes::manager::{self, Ir};
 use marquetry::runtime::Pool;
-use marquetry::runtime::micro::Level;
+use marquetry::runtime::micro::{Level, Lookup, Routines};
 
 use native::Native;
 
@@ -66,24 +65,14 @@ impl Case {
 }
 
 /// A way to run micro-kernels: a name, are there any, and where their routines come from.
-type Way = (&'static str, bool, fn(&MicroOp) -> Option<Routine>);
+type Way = (&'static str, bool, Lookup);
 
 fn ways() -> Vec<Way> {
-    let of = |level: Level| -> Option<Way> {
-        match level {
-            Level::Avx512 => Some((level.name(), true, |op| Level::Avx512.routine(op))),
-            // AVX2 and NEON with another routine for one operation, which `runtime/tests/micro.rs` compares with its loops.
-            Level::AvxVnni => None,
-            Level::Neon if Level::available().contains(&Level::Dotprod) => None,
-            Level::Avx2 => Some((level.name(), true, |op| Level::Avx2.routine(op))),
-            Level::Dotprod => Some((level.name(), true, |op| Level::Dotprod.routine(op))),
-            Level::Neon => Some((level.name(), true, |op| Level::Neon.routine(op))),
-        }
-    };
-    [("portable", false, (|_| None) as fn(&MicroOp) -> _)]
-        .into_iter()
-        .chain(Level::available().into_iter().filter_map(of))
-        .collect()
+    // AVX2 and NEON with another routine for one operation, which `runtime/tests/micro.rs` compares with its loops.
+    let all = Level::available();
+    let same = |l: &Level| *l == Level::AvxVnni || *l == Level::Neon && all.contains(&Level::Dotprod);
+    let levels = all.iter().filter(|l| !same(l)).map(|l| (l.name(), true, Routines::Of(*l).lookup()));
+    [("portable", false, Routines::None.lookup())].into_iter().chain(levels).collect()
 }
 
 /// Checks cases in all ways; `MARQUETRY_CASES` of them where it is set.

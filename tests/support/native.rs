@@ -11,7 +11,8 @@ use marquetry::ir::graph::interp::{Tensor, Val};
 use marquetry::ir::program::Program;
 use marquetry::ir::testing::program::{bytes, outcome, planes, results, weight};
 use marquetry::ir::testing::{Inputs, Outcome};
-use marquetry::runtime::{Arena, Code, Function, Pool, States, WeightData, micro};
+use marquetry::runtime::micro::Routines;
+use marquetry::runtime::{Arena, Code, Function, Pool, States, WeightData};
 
 /// A compiled program with its weights, and scratch memory that holds what the last run left there.
 pub struct Native {
@@ -69,7 +70,7 @@ impl Native {
 
 /// Compiles a program, with this CPU's routines for its micro-kernels, and runs it on one thread, then on two.
 pub fn native(backend: Backend, m: &Module, p: &Program, i: &Inputs) -> Result<[Outcome; 2], String> {
-    let options = Options { verify: true, threads: 1, routines: micro::routine, ..Options::default() };
+    let options = Options { verify: true, threads: 1, routines: Routines::Best.lookup(), ..Options::default() };
     let mut made = Native::new(backend, &options, p, &i.params)?;
     let mut on = |threads| made.run(m, i, &Pool::new(threads).map_err(|e| e.to_string())?);
     Ok([on(1)?, on(2)?])

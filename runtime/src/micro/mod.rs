@@ -100,16 +100,43 @@ impl Level {
     }
 }
 
-static LEVELS: std::sync::LazyLock<Vec<Level>> = std::sync::LazyLock::new(Level::available);
+/// Where the routine for a micro-kernel comes from.
+pub type Lookup = fn(&MicroOp) -> Option<Routine>;
 
-/// Are there routines for this CPU?
-pub fn available() -> bool {
-    !LEVELS.is_empty()
+/// Which routines code calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Routines {
+    /// Those of the best level that this CPU has.
+    #[default]
+    Best,
+    /// Those of a level; none if this CPU lacks it.
+    Of(Level),
+    /// None: only what the compiler generates.
+    None,
 }
 
-/// The best routine for a micro-kernel that this CPU can run.
-pub fn routine(op: &MicroOp) -> Option<Routine> {
-    LEVELS.iter().find_map(|l| l.routine(op))
+impl Routines {
+    /// Their level, if there are any.
+    pub fn level(self) -> Option<Level> {
+        static LEVELS: std::sync::LazyLock<Vec<Level>> = std::sync::LazyLock::new(Level::available);
+        match self {
+            Routines::Best => LEVELS.first().copied(),
+            Routines::Of(level) => Some(level).filter(|l| LEVELS.contains(l)),
+            Routines::None => None,
+        }
+    }
+
+    /// Finds them; each can run on this CPU.
+    pub fn lookup(self) -> Lookup {
+        match self.level() {
+            Some(Level::Avx512) => |op| Level::Avx512.routine(op),
+            Some(Level::AvxVnni) => |op| Level::AvxVnni.routine(op),
+            Some(Level::Avx2) => |op| Level::Avx2.routine(op),
+            Some(Level::Dotprod) => |op| Level::Dotprod.routine(op),
+            Some(Level::Neon) => |op| Level::Neon.routine(op),
+            None => |_| None,
+        }
+    }
 }
 
 /// Arguments of a call, as generated code passes them.
