@@ -7,7 +7,7 @@ use super::super::Call;
 use super::super::ahead::{Keys, ask_rows};
 use super::super::eight::size;
 use super::super::rows::{Chunk, Job, ROWS, State, jobs, plain};
-use super::math::{exp, load16, sums, tanh, transpose};
+use super::math::{exp, load16, sums_by_quarter, sums_of_quarters, tanh, transpose};
 
 /// Positions of a chunk, lanes of a vector.
 const CHUNK: usize = 16;
@@ -190,7 +190,7 @@ unsafe fn by_rows<const D: u8, const T: usize>(
     next: usize,
 ) {
     unsafe {
-        let mut parts = [[_mm512_setzero_ps(); CHUNK]; T];
+        let mut quads = [[_mm512_setzero_ps(); CHUNK / 4]; T];
         for j in (0..count).step_by(4) {
             let key: [_; 4] =
                 std::array::from_fn(|i| keys.wrapping_add((j + i).min(count - 1) * job.slot * size::<D>()));
@@ -207,12 +207,12 @@ unsafe fn by_rows<const D: u8, const T: usize>(
                     }
                 }
             }
-            for (parts, acc) in parts.iter_mut().zip(acc) {
-                parts[j..j + 4].copy_from_slice(&acc);
+            for (quads, acc) in quads.iter_mut().zip(acc) {
+                quads[j / 4] = sums_by_quarter(acc);
             }
         }
-        for (t, parts) in parts.iter().enumerate() {
-            *scores.add(t * next) = sums(parts);
+        for (t, quads) in quads.into_iter().enumerate() {
+            *scores.add(t * next) = sums_of_quarters(quads);
         }
     }
 }
@@ -240,9 +240,11 @@ unsafe fn softmax(job: Job, r: usize, chunks: &[Chunk], scores: *mut __m512, sta
             top = _mm512_max_ps(top, s);
         }
         let top = _mm512_reduce_max_ps(top);
-        if top > state.max[r] {
-            let shrink = (state.max[r] - top).exp();
-            state.max[r] = top;
+        let before = state.max[r];
+        state.max[r] = before.max(top);
+        // Sums that begin are zero.
+        if top > before && before > f32::NEG_INFINITY {
+            let shrink = (before - top).exp();
             state.total[r] *= shrink;
             let (out, shrink) = (job.out.add(r * job.next[1]), _mm512_set1_ps(shrink));
             for d in (0..job.dim).step_by(16) {

@@ -83,20 +83,22 @@ fn fold(a: __m512, b: __m512) -> __m512 {
 // Loops are written out in what follows: a closure that an array function calls does not have the instruction set and
 // would be called for every element.
 
-/// The sum of each of 16 vectors.
+/// Four vectors by quarters of 128 bits: lane `i` of a quarter is the sum of that quarter of vector `i`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub fn sums(v: &[__m512; 16]) -> __m512 {
-    let mut quads = [_mm512_setzero_ps(); 4];
-    for (i, quad) in quads.iter_mut().enumerate() {
-        let [a, b, c, d] = [v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]];
-        let x = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-        let y = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-        let (x, y) = (_mm512_castps_pd(x), _mm512_castps_pd(y));
-        let (low, high) = (_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
-        *quad = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
-    }
-    fold(fold(quads[0], quads[1]), fold(quads[2], quads[3]))
+pub fn sums_by_quarter([a, b, c, d]: [__m512; 4]) -> __m512 {
+    let x = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let y = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    let (x, y) = (_mm512_castps_pd(x), _mm512_castps_pd(y));
+    let (low, high) = (_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
+    _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+}
+
+/// The sums of 16 vectors, four of which each [`sums_by_quarter`] has taken.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn sums_of_quarters([a, b, c, d]: [__m512; 4]) -> __m512 {
+    fold(fold(a, b), fold(c, d))
 }
 
 /// Rows as columns.
