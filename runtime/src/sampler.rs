@@ -193,7 +193,11 @@ impl Sampler {
         if logits.is_empty() || u32::try_from(logits.len()).is_err() {
             return fail(format!("{} logits can not be sampled", logits.len()));
         }
-        if let Some(i) = logits.iter().position(|v| v.is_nan() || *v == f32::INFINITY) {
+        // Without a way out, the first pass takes several at a time.
+        let bad = |v: &f32| v.is_nan() || *v == f32::INFINITY;
+        if logits.iter().fold(false, |any, v| any | bad(v))
+            && let Some(i) = logits.iter().position(bad)
+        {
             return fail(format!("the logit of token {i} is {}", logits[i]));
         }
         self.logits.clear();
@@ -212,8 +216,7 @@ impl Sampler {
         let kept = &mut self.kept;
         kept.clear();
         self.weights.clear();
-        let best =
-            self.logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |b, (i, &v)| if v > b.1 { (i, v) } else { b });
+        let best = largest(&self.logits);
         if best.1 == f32::NEG_INFINITY {
             return fail("no token is possible: every logit is -inf".into());
         }
@@ -270,6 +273,28 @@ fn penalise(p: &SamplerParams, history: &[u32], logits: &mut [f32]) {
     }
 }
 
+/// The largest of numbers and where it is, at first; NaN is passed over. -inf if there is none above.
+pub fn largest(values: &[f32]) -> (usize, f32) {
+    const BLOCK: usize = 512;
+    let above = |a: f32, b: f32| if b > a { b } else { a };
+    let mut best = (0, f32::NEG_INFINITY);
+    for (i, block) in values.chunks(BLOCK).enumerate() {
+        let (vectors, rest) = block.as_chunks::<16>();
+        let mut top = [f32::NEG_INFINITY; 16];
+        for v in vectors {
+            for (top, v) in top.iter_mut().zip(v) {
+                *top = above(*top, *v);
+            }
+        }
+        let top = top.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| above(a, *b));
+        if top > best.1 {
+            best = (i * BLOCK, top);
+        }
+    }
+    let after = values[best.0..].iter().position(|v| *v == best.1);
+    (best.0 + after.unwrap_or(0), best.1)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -280,6 +305,23 @@ mod tests {
         let mut p = SamplerParams::default();
         f(&mut p);
         Sampler::new(p).unwrap()
+    }
+
+    #[test]
+    fn the_largest_is_the_first_of_equals() {
+        let mut r = Rng::new(5);
+        for n in (0..70).chain([511, 512, 513, 1023, 1040, 2000]) {
+            for kinds in [2, 5, 1000] {
+                let mut v: Vec<f32> = (0..n).map(|_| (r.bits() % kinds) as f32 - 3.0).collect();
+                v.iter_mut().step_by(7).for_each(|v| *v = f32::NAN);
+                let by_one = |b: (usize, f32), (i, v): (usize, &f32)| if *v > b.1 { (i, *v) } else { b };
+                let want = v.iter().enumerate().fold((0, f32::NEG_INFINITY), by_one);
+                assert_eq!(largest(&v).1, want.1, "{n}");
+                assert!(want.1 == f32::NEG_INFINITY || largest(&v).0 == want.0, "{n}");
+            }
+        }
+        assert_eq!(largest(&[f32::NEG_INFINITY; 600]), (0, f32::NEG_INFINITY));
+        assert_eq!(largest(&[]), (0, f32::NEG_INFINITY));
     }
 
     #[test]

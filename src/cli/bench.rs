@@ -9,6 +9,7 @@ use marquetry::engine::{Bucket, Engine, Recorded, Rows};
 use marquetry::passes::Numerics;
 use marquetry::profile::{Profile, Work, median, trace, work};
 use marquetry::runtime::probe::{Peaks, READ_BYTES, peaks};
+use marquetry::runtime::sampler::largest;
 use marquetry::runtime::{Pool, files};
 use serde_json::{Value, json};
 
@@ -200,8 +201,7 @@ fn repetition(engine: &mut Engine, prompt: &[u32], count: usize) -> Result<Rep, 
 }
 
 fn best(logits: &[f32]) -> u32 {
-    let best = logits.iter().zip(0u32..).fold((f32::NEG_INFINITY, 0), |b, (&v, i)| if v > b.0 { (v, i) } else { b });
-    best.1
+    largest(logits).0 as u32
 }
 
 fn report(engine: &Engine, reps: &[Rep], prompt: usize, count: usize) -> Value {
