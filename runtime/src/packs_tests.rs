@@ -46,6 +46,35 @@ fn weights_come_back_aligned() {
 }
 
 #[test]
+fn pieces_in_any_order_share_huge_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.pack");
+    let all: Vec<Vec<u8>> = [HUGE + 1000, 40, 2 * HUGE - 8]
+        .iter()
+        .enumerate()
+        .map(|(i, n)| (0..*n).map(|j| (i * 31 + j + j / 251) as u8 | 1).collect())
+        .collect();
+    let places: Vec<(Key, usize)> = all.iter().enumerate().map(|(i, b)| ([i as u8; 32], b.len())).collect();
+    let fill = |sink: &Sink<'_>| {
+        // Every other piece, from the end, then those between them.
+        for odd in [1, 0] {
+            for (i, bytes) in all.iter().enumerate() {
+                for (c, piece) in bytes.chunks(99_992).enumerate().rev().filter(|(c, _)| c % 2 == odd) {
+                    sink.put(i, 99_992 * c, piece)?;
+                }
+            }
+        }
+        Ok(())
+    };
+    Packs::write(&path, &ME, &places, &fill, &|| Ok(())).unwrap();
+    let packs = Packs::open(&path, &ME).unwrap();
+    assert_eq!(packs.damaged(), 0);
+    for (i, bytes) in all.iter().enumerate() {
+        assert!(*packs.get(&[i as u8; 32]).unwrap() == bytes[..], "{i}");
+    }
+}
+
+#[test]
 fn a_file_is_left_only_when_all_went_well() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.pack");
