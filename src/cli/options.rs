@@ -159,7 +159,7 @@ pub fn routines(text: &str) -> Result<Routines, String> {
         .collect();
     let names: Vec<&str> = all.iter().map(|(n, _)| n.as_str()).collect();
     let found = all.iter().find(|(n, _)| n == text).map(|(_, r)| *r);
-    found.ok_or_else(|| format!("this CPU has {}", names.join(", ")))
+    found.ok_or_else(|| format!("on this CPU it is one of {}", names.join(", ")))
 }
 
 /// Element types of keys and values.

@@ -47,8 +47,9 @@ unsafe fn tile<E: Eight, const D: u8, const T: usize>(
         let mut acc = [E::splat(0.0); T];
         for i in 0..k {
             let from = rows.add(i * 8 * size::<D>());
-            if first {
-                ask(from, 8 * size::<D>());
+            // Once per line of the cache.
+            if first && (i * 8 * size::<D>()).is_multiple_of(64) {
+                ask(from, 64);
             }
             let w = E::load::<D>(from);
             for (t, acc) in acc.iter_mut().enumerate() {

@@ -33,11 +33,26 @@ struct Rows {
 
 /// Activations of the first token, and distances to the next in bytes.
 #[derive(Clone, Copy)]
-struct Tokens {
-    q: *const u8,
-    scale: *const f32,
-    sum: *const f32,
-    next: [usize; 3],
+pub struct Tokens {
+    pub q: *const u8,
+    pub scale: *const f32,
+    pub sum: *const f32,
+    pub next: [usize; 3],
+}
+
+impl Tokens {
+    /// Those from the one `t` further on.
+    #[inline(always)]
+    pub unsafe fn at(self, t: usize) -> Tokens {
+        unsafe {
+            Tokens {
+                q: self.q.add(t * self.next[0]),
+                scale: self.scale.byte_add(t * self.next[1]),
+                sum: self.sum.byte_add(t * self.next[2]),
+                next: self.next,
+            }
+        }
+    }
 }
 
 /// [`MicroOp::Dot`](marquetry_ir::loops::MicroOp::Dot) for one layout.
@@ -54,6 +69,7 @@ pub unsafe fn dot<B: Bytes, L: Layout>(c: Call) {
         // Strides follow the three sizes.
         let (data, scale) = (c.size(4) * 4, c.size(5) * scale_bytes(p));
         let next = [c.size(3 + x) * 4, c.size(4 + x) * 4, c.size(5 + x) * 4];
+        let all = Tokens { q: c.arg(x), scale: c.arg(x + 1), sum: c.arg(x + 2), next };
         for b in 0..blocks {
             let rows = Rows {
                 data: c.arg::<u8>(1).add(b * data),
@@ -62,12 +78,7 @@ pub unsafe fn dot<B: Bytes, L: Layout>(c: Call) {
             };
             let mut t = 0;
             while t < tokens {
-                let from = Tokens {
-                    q: c.arg::<u8>(x).add(t * next[0]),
-                    scale: c.arg::<f32>(x + 1).byte_add(t * next[1]),
-                    sum: c.arg::<f32>(x + 2).byte_add(t * next[2]),
-                    next,
-                };
+                let from = all.at(t);
                 let out = acc.add((t * blocks + b) * 8);
                 t += match tokens - t {
                     TILE.. => tile::<B, L, TILE>(rows, from, groups, out, blocks * 8, t == 0),
@@ -123,9 +134,10 @@ unsafe fn add<B: Bytes, L: Layout, const T: usize, const SUB: usize>(
         let s = side::<B::Floats, L>(rows.scale.add(at));
         let m = if p.min { side::<B::Floats, L>(rows.min.add(at)) } else { s };
         for (t, (acc, d)) in acc.iter_mut().zip(dots).enumerate() {
-            let sum = x.sum.byte_add(t * x.next[2]).add(g * 2);
+            let from = x.at(t);
+            let sum = from.sum.add(g * 2);
             let total = if subs == 2 { *sum.add(SUB) } else { *sum + *sum.add(1) };
-            let xs = B::Floats::splat(*x.scale.byte_add(t * x.next[1]).add(g));
+            let xs = B::Floats::splat(*from.scale.add(g));
             *acc = match (p.min, p.zero) {
                 (true, _) => s.fma(d.mul(xs), m.fma(B::Floats::splat(total), *acc)),
                 (false, 0) => s.fma(d.mul(xs), *acc),
@@ -175,6 +187,6 @@ pub unsafe fn unpack<B: Bytes, L: Layout>(c: Call) {
 
 /// Scales or minima of eight rows.
 #[inline(always)]
-unsafe fn side<E: Eight, L: Layout>(p: *const u8) -> E {
+pub unsafe fn side<E: Eight, L: Layout>(p: *const u8) -> E {
     unsafe { if scale_bytes(L::P) == 2 { E::load::<1>(p) } else { E::load::<0>(p) } }
 }

@@ -4,8 +4,9 @@ use core::arch::x86_64::*;
 
 use super::super::ahead::ask_group;
 use super::super::avx2::dot_narrow;
+use super::super::packed::{Tokens, side};
 use super::super::{Call, Field, Layout, field, quads, scale_bytes};
-use super::math::{join, load8};
+use super::math::join;
 
 /// Tokens that share a pass over the weights.
 const TILE: usize = 8;
@@ -16,29 +17,6 @@ struct Rows {
     data: [*const u8; 2],
     scale: [*const u8; 2],
     min: [*const u8; 2],
-}
-
-/// Activations of the first token, and distances to the next in bytes.
-#[derive(Clone, Copy)]
-struct Tokens {
-    q: *const u8,
-    scale: *const f32,
-    sum: *const f32,
-    next: [usize; 3],
-}
-
-impl Tokens {
-    #[inline(always)]
-    unsafe fn at(self, t: usize) -> Tokens {
-        unsafe {
-            Tokens {
-                q: self.q.add(t * self.next[0]),
-                scale: self.scale.byte_add(t * self.next[1]),
-                sum: self.sum.byte_add(t * self.next[2]),
-                next: self.next,
-            }
-        }
-    }
 }
 
 /// [`MicroOp::Dot`](marquetry_ir::loops::MicroOp::Dot) for one layout.
@@ -110,7 +88,8 @@ unsafe fn tile<L: Layout, const T: usize>(
         let mut acc = [_mm512_setzero_ps(); T];
         for g in 0..groups {
             if first {
-                (0..2).for_each(|i| ask_group::<L>(g, rows.data[i], rows.scale[i], rows.min[i]));
+                ask_group::<L>(g, rows.data[0], rows.scale[0], rows.min[0]);
+                ask_group::<L>(g, rows.data[1], rows.scale[1], rows.min[1]);
             }
             add::<L, T, 0>(rows, x, g, &mut acc);
             if L::P.group == 16 {
@@ -201,11 +180,5 @@ unsafe fn part<L: Layout, const W: u8, const I: usize>([a, b]: [*const u8; 2]) -
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
 unsafe fn plane<L: Layout>(from: [*const u8; 2], at: usize) -> __m512 {
-    unsafe {
-        let [a, b] = from;
-        match scale_bytes(L::P) {
-            2 => join(load8::<1>(a.add(at)), load8::<1>(b.add(at))),
-            _ => join(load8::<0>(a.add(at)), load8::<0>(b.add(at))),
-        }
-    }
+    unsafe { join(side::<__m256, L>(from[0].add(at)), side::<__m256, L>(from[1].add(at))) }
 }

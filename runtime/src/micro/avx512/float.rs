@@ -4,7 +4,8 @@ use core::arch::x86_64::*;
 
 use super::super::Call;
 use super::super::ahead::ask;
-use super::math::{join, load8};
+use super::super::eight::{Eight, size};
+use super::math::join;
 
 /// Tokens that share a pass over the weights.
 const TILE: usize = 12;
@@ -20,7 +21,7 @@ unsafe fn products<const D: u8>(c: Call) {
     unsafe {
         let [tokens, blocks, k] = [0, 1, 2].map(|i| c.size(i));
         let (acc, w, x): (*mut f32, *const u8, *const f32) = (c.arg(0), c.arg(1), c.arg(2));
-        let (block, next) = (c.size(4) * if D == 0 { 4 } else { 2 }, c.size(5));
+        let (block, next) = (c.size(4) * size::<D>(), c.size(5));
         let mut b = 0;
         while b < blocks {
             let rows = [b, (b + 1).min(blocks - 1)].map(|b| w.add(b * block));
@@ -54,14 +55,16 @@ unsafe fn tile<const D: u8, const T: usize>(
     (pair, first): (bool, bool),
 ) -> usize {
     unsafe {
-        let size = if D == 0 { 4 } else { 2 };
+        let size = size::<D>();
         let mut acc = [_mm512_setzero_ps(); T];
         for i in 0..k {
-            let from = rows.map(|r| r.add(i * 8 * size));
-            if first {
-                from.iter().for_each(|&r| ask(r, 8 * size));
+            let [a, b] = [rows[0].add(i * 8 * size), rows[1].add(i * 8 * size)];
+            // Once per line of the cache.
+            if first && (i * 8 * size).is_multiple_of(64) {
+                ask(a, 64);
+                ask(b, 64);
             }
-            let w = join(load8::<D>(from[0]), load8::<D>(from[1]));
+            let w = join(__m256::load::<D>(a), __m256::load::<D>(b));
             for (t, acc) in acc.iter_mut().enumerate() {
                 *acc = _mm512_fmadd_ps(_mm512_set1_ps(*x.add(t * next + i)), w, *acc);
             }

@@ -28,25 +28,6 @@ pub fn tanh(x: __m512) -> __m512 {
     _mm512_or_ps(_mm512_div_ps(_mm512_sub_ps(one, e), _mm512_add_ps(one, e)), sign)
 }
 
-/// Eight floats of type `D`: 0 for f32, 1 for f16, 2 for bf16.
-///
-/// # Safety
-/// They are readable at `p`.
-#[inline]
-#[target_feature(enable = "avx512f,avx2,f16c")]
-pub unsafe fn load8<const D: u8>(p: *const u8) -> __m256 {
-    unsafe {
-        match D {
-            0 => _mm256_loadu_ps(p.cast()),
-            1 => _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
-            _ => {
-                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-            }
-        }
-    }
-}
-
 /// Sixteen floats of type `D`.
 ///
 /// # Safety
