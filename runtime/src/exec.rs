@@ -17,7 +17,7 @@ use crate::pool::{Pool, Worker};
 use crate::timeline::{Stamps, Timeline};
 use crate::{RuntimeError, module::Call};
 
-/// Largest extent of a parallel loop; keeps the shared counter far from overflow.
+/// Largest extent of a parallel loop; keeps counters far from overflow.
 const MAX_EXTENT: i64 = 1 << 40;
 
 /// What is kept between runs.
@@ -28,6 +28,7 @@ pub(crate) struct Frame {
     table: Vec<*mut u8>,
     arena: *mut u8,
     loops: Vec<Range>,
+    /// Of each thread, how many iterations of its share of each launch are taken.
     counters: Vec<AtomicI64>,
     inputs: Vec<Bound>,
     outputs: Vec<Bound>,
@@ -64,7 +65,7 @@ impl Frame {
             table,
             arena: std::ptr::null_mut(),
             loops: vec![Range { extent: -1, chunk: 1 }; launches],
-            counters: (0..launches).map(|_| AtomicI64::new(0)).collect(),
+            counters: vec![],
             inputs: vec![unbound; inputs],
             outputs: vec![unbound; outputs],
             staging_bytes: 0,
@@ -105,7 +106,7 @@ impl Step<'_> {
                 // `Code::new` vouches for the kernel; the schedule's barriers order launches.
                 unsafe { f(args, self.sizes.as_ptr(), begin, end) }
             };
-            let Range { extent, chunk } = self.loops[i];
+            let extent = self.loops[i].extent;
             if extent < 0 {
                 if w.index == 0 {
                     run(0, 1);
@@ -115,15 +116,28 @@ impl Step<'_> {
                     run(0, extent);
                 }
             } else {
-                loop {
-                    let begin = self.counters[i].fetch_add(chunk, Ordering::Relaxed);
-                    if begin >= extent {
-                        break;
-                    }
-                    run(begin, (begin + chunk).min(extent));
-                }
+                self.deal(i, w, self.loops[i], run);
             }
             stamp(1);
+        }
+    }
+
+    /// Runs a worker's share of a parallel loop, then chunks of what others have left of theirs. Threads that keep up with each other
+    /// touch a counter of another one once, not for every chunk: that is a wait for the other core's cache.
+    #[inline]
+    fn deal(&self, launch: usize, w: Worker<'_>, Range { extent, chunk }: Range, run: impl Fn(i64, i64)) {
+        let count = w.count as i64;
+        for other in 0..w.count {
+            let whose = (w.index + other) % w.count;
+            let taken = &self.counters[whose * self.calls.len() + launch];
+            let [first, end] = [0, 1].map(|k| extent * (whose as i64 + k) / count);
+            while first + taken.load(Ordering::Relaxed) < end {
+                let begin = first + taken.fetch_add(chunk, Ordering::Relaxed);
+                if begin >= end {
+                    break;
+                }
+                run(begin, (begin + chunk).min(end));
+            }
         }
     }
 }
@@ -273,6 +287,7 @@ impl Function {
         for &(entry, s) in &self.state_entries {
             frame.table[entry as usize] = states.base(s as usize);
         }
+        frame.counters.resize_with(self.calls.len() * threads, Default::default);
         for (range, call) in frame.loops.iter_mut().zip(&self.calls) {
             let Some(e) = &self.extents[call.kernel as usize] else { continue };
             let name = &self.kernel_names[call.kernel as usize];
