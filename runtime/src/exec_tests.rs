@@ -44,6 +44,15 @@ unsafe extern "C" fn shift(args: *const *mut u8, _sizes: *const i64, begin: i64,
     }
 }
 
+/// `out[i] += 1`, parallel over i, with the arguments of `shift`.
+unsafe extern "C" fn count(args: *const *mut u8, _sizes: *const i64, begin: i64, end: i64) {
+    // SAFETY: called with the three arguments declared in `program`.
+    unsafe {
+        let out = (*args.add(2)).cast::<f32>();
+        (begin as usize..end as usize).for_each(|i| *out.add(i) += 1.0);
+    }
+}
+
 unsafe extern "C" fn nothing(_: *const *mut u8, _: *const i64, _: i64, _: i64) {}
 
 fn kernel(name: &str, args: &[(&str, Vec<Dim>, Scope)], parallel: Option<Expr>) -> Kernel {
@@ -268,6 +277,26 @@ fn states_of_other_shapes_are_refused() {
     run(16).unwrap();
     assert!(run(17).unwrap_err().to_string().contains("state `kv` is f16[16, 4]"));
     run(16).unwrap();
+}
+
+/// However loops are dealt out, with fewer iterations than threads and in chunks larger than a thread's share too.
+#[test]
+fn every_iteration_runs_once() {
+    for threads in 1..=9 {
+        let pool = Pool::new(threads).unwrap();
+        for chunks in [1, 4, 64] {
+            let f = Function::new(program(), code(&[scale, sum, count]), weights()).unwrap().with_chunks(chunks);
+            let mut states = States::new(f.states(), &[1]).unwrap();
+            for n in [1usize, 2, 8, 17, 100, 1000] {
+                let (x, mut out) = (vec![0; n * F], vec![0; n * F]);
+                for _ in 0..3 {
+                    let outputs = &mut [("out", &mut out[..])];
+                    f.run(&pool, &mut Arena::default(), &mut states, &[n as i64], &[("x", &x)], outputs).unwrap();
+                }
+                assert!(floats(&out).iter().all(|v| *v == 3.0), "{threads} threads, {chunks} chunks, {n} iterations");
+            }
+        }
+    }
 }
 
 #[test]
