@@ -121,7 +121,7 @@ params! {
     small: Schedule, "all generated loops", "statements", [1, 4, 8, 16, 32], 8, Bitwise,
         "most statements of a loop of fewer than 4 iterations that is expanded";
     chunks: Runtime, "all parallel loops", "chunks", [1, 2, 4, 8, 16], 4, Bitwise,
-        "chunks that a thread takes of a parallel loop, about: more even out disturbed threads, fewer cost less";
+        "chunks of a thread's share of a parallel loop, about: more even out disturbed threads, fewer cost less";
 }
 
 /// How many parameters a reader has.
