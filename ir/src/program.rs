@@ -5,7 +5,7 @@ mod verify;
 
 pub use verify::{elements, verify};
 
-use crate::loops::Kernel;
+use crate::loops::{Kernel, Scope};
 use crate::{DType, Dim, Elem, Syms};
 
 /// A kernel of the program, by position in [`Program::kernels`].
@@ -31,6 +31,10 @@ pub enum Place {
     Constant(u32),
     /// The arena, at a byte offset that holds for every admissible size.
     Arena(u64),
+    /// Memory that each thread has for itself, at a byte offset: every thread computes the same there and reads only what it has
+    /// computed, without waiting for another. A launch that writes such a buffer is run by every thread; its kernel has no parallel
+    /// loop, and it writes nothing else.
+    Own(u64),
 }
 
 /// A buffer of the program.
@@ -83,6 +87,15 @@ pub struct Launch {
     pub sync: bool,
 }
 
+impl Launch {
+    /// Is it run by every thread, for itself?
+    pub fn is_own(&self, p: &Program) -> bool {
+        let Some(k) = p.kernels.get(self.kernel.0 as usize) else { return false };
+        let place = |b: &BufferId| p.buffers.get(b.0 as usize).map(|b| &b.place);
+        self.args.iter().zip(&k.buffers).any(|(b, d)| d.scope != Scope::In && matches!(place(b), Some(Place::Own(_))))
+    }
+}
+
 /// A compiled function before code generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
@@ -104,6 +117,8 @@ pub struct Program {
     pub launches: Vec<Launch>,
     /// Bytes of the arena.
     pub arena_bytes: u64,
+    /// Bytes that each thread has for itself.
+    pub own_bytes: u64,
 }
 
 /// The calling convention of compiled kernels, shared by every CPU backend and the runtime.

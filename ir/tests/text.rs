@@ -114,6 +114,7 @@ fn programs_read_back() {
         launches: vec![],
         constants: vec![vec![0x3f80_0000, 0x7fc0_0001]],
         arena_bytes: u64::MAX,
+        own_bytes: u64::MAX,
     };
     let places = [
         Place::Input("to\"kens".into()),
@@ -122,6 +123,7 @@ fn programs_read_back() {
         Place::Weight(1, 1 << 40),
         Place::Constant(0),
         Place::Arena(64),
+        Place::Own(128),
     ];
     for (i, place) in places.into_iter().enumerate() {
         p.buffers.push(Buffer {
@@ -137,7 +139,7 @@ fn programs_read_back() {
     check_program(&p);
     let text = print_program(&p);
     assert!(
-        text.starts_with("program @\"decode step\" arena 18446744073709551615 {\n  sym n in 1..=2048 multiple 1\n")
+        text.starts_with("program @\"decode step\" arena 18446744073709551615 own 18446744073709551615 {\n  sym n in 1..=2048 multiple 1\n")
     );
     assert!(text.contains(
         "  weight [\"model.q.weight\", \"model.k.weight\"] interleave 16: gguf.q4_k -> pack.b4g32f32z0mx15[1536, 576]\n"
@@ -190,7 +192,7 @@ fn errors_name_place_and_expectation() {
         ),
         (
             "program @p arena 0 { buffer %x: f32 nowhere }",
-            "1:37: IR001: expected a place: `input`, `output`, `state`, `weight`, `constant` or `arena`, found `nowhere`",
+            "1:37: IR001: expected a place: `input`, `output`, `state`, `weight`, `constant`, `arena` or `own`, found `nowhere`",
         ),
     ];
     for (text, want) in cases {

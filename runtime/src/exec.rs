@@ -25,11 +25,15 @@ pub(crate) struct Frame {
     /// What the rest was computed for; `None` before the first run and after a failed one.
     key: Option<(u64, usize)>,
     sizes: Vec<i64>,
+    /// Of each thread, the arguments of every launch.
     table: Vec<*mut u8>,
     arena: *mut u8,
+    own: *mut u8,
     loops: Vec<Range>,
-    /// Of each thread, how many iterations of its share of each launch are taken.
-    counters: Vec<AtomicI64>,
+    /// Of each thread, its share of each launch. After a step none has anything left.
+    shares: Vec<Share>,
+    /// Number of threads that the shares are of.
+    shared_by: usize,
     inputs: Vec<Bound>,
     outputs: Vec<Bound>,
     staging_bytes: u64,
@@ -47,6 +51,27 @@ struct Range {
     chunk: i64,
 }
 
+/// A thread's share of the iterations of a launch. The thread takes chunks of it, and so do others that have nothing else to do.
+struct Share {
+    /// Iterations that somebody has taken; at least as many as there are when there are no more, and before the thread has come.
+    taken: AtomicI64,
+    /// Iterations that others have taken and finished.
+    helped: AtomicI64,
+}
+
+impl Share {
+    /// Nobody takes anything of it.
+    fn closed() -> Share {
+        Share { taken: AtomicI64::new(MAX_EXTENT), helped: AtomicI64::new(0) }
+    }
+
+    /// By its thread, which finds it in its own cache.
+    fn open(&self) {
+        self.helped.store(0, Ordering::Relaxed);
+        self.taken.store(0, Ordering::Release);
+    }
+}
+
 /// An input or output at the current sizes.
 #[derive(Clone, Copy)]
 struct Bound {
@@ -57,15 +82,17 @@ struct Bound {
 }
 
 impl Frame {
-    pub(crate) fn new(table: Vec<*mut u8>, launches: usize, inputs: usize, outputs: usize) -> Frame {
+    pub(crate) fn new(launches: usize, inputs: usize, outputs: usize) -> Frame {
         let unbound = Bound { bytes: 0, staging: 0, pointer: std::ptr::null_mut() };
         Frame {
             key: None,
             sizes: vec![],
-            table,
+            table: vec![],
             arena: std::ptr::null_mut(),
+            own: std::ptr::null_mut(),
             loops: vec![Range { extent: -1, chunk: 1 }; launches],
-            counters: vec![],
+            shares: vec![],
+            shared_by: 0,
             inputs: vec![unbound; inputs],
             outputs: vec![unbound; outputs],
             staging_bytes: 0,
@@ -78,10 +105,13 @@ impl Frame {
 struct Step<'a> {
     calls: &'a [Call],
     kernels: &'a [KernelFn],
+    /// Of each thread, the arguments of every launch.
     table: &'a [*mut u8],
+    /// Entries of a thread's table.
+    width: usize,
     sizes: &'a [i64],
     loops: &'a [Range],
-    counters: &'a [AtomicI64],
+    shares: &'a [Share],
     /// When each launch began and ended on each worker, where that is asked for.
     stamps: Option<&'a Stamps>,
 }
@@ -92,53 +122,103 @@ unsafe impl Sync for Step<'_> {}
 impl Step<'_> {
     /// Every launch in order, as one of the workers. `TIMED` keeps the clock out of runs that are not profiled.
     fn walk<const TIMED: bool>(&self, w: Worker<'_>) {
-        for (i, call) in self.calls.iter().enumerate() {
-            if call.sync {
-                w.barrier();
+        let stamp = |i, end| self.stamps.iter().filter(|_| TIMED).for_each(|s| s.set(w.index, i, end));
+        if w.count > 1 {
+            self.shares[w.index * self.calls.len()..][..self.calls.len()].iter().for_each(Share::open);
+        }
+        // Launches from here on may still run on other threads.
+        let mut since = 0;
+        let help = |launches: std::ops::Range<usize>| {
+            for i in launches {
+                if self.help(i, w) {
+                    stamp(i, 1);
+                }
             }
-            let stamp = |end| self.stamps.iter().filter(|_| TIMED).for_each(|s| s.set(w.index, i, end));
-            stamp(0);
-            let f = self.kernels[call.kernel as usize];
-            let args = self.table[call.args as usize..].as_ptr();
-            let run = |begin: i64, end: i64| {
-                // SAFETY: `Function::new` and the guards have checked that every pointer is valid for its argument at these
-                // sizes and that read-only memory is passed to `In` arguments only; ranges of one launch are disjoint;
-                // `Code::new` vouches for the kernel; the schedule's barriers order launches.
-                unsafe { f(args, self.sizes.as_ptr(), begin, end) }
-            };
-            let extent = self.loops[i].extent;
+        };
+        for (i, call) in self.calls.iter().enumerate() {
+            if call.sync && w.count > 1 {
+                w.barrier_or(|| help(since..i));
+                since = i;
+            }
+            stamp(i, 0);
+            let Range { extent, .. } = self.loops[i];
             if extent < 0 {
-                if w.index == 0 {
-                    run(0, 1);
+                if w.index == 0 || call.own {
+                    self.call(i, w, 0, 1);
                 }
             } else if w.count == 1 {
-                if extent > 0 {
-                    run(0, extent);
-                }
+                self.call(i, w, 0, extent);
             } else {
-                self.deal(i, w, self.loops[i], run);
+                self.work(i, w);
             }
-            stamp(1);
+            stamp(i, 1);
+        }
+        if w.count > 1 {
+            help(since..self.calls.len());
         }
     }
 
-    /// Runs a worker's share of a parallel loop, then chunks of what others have left of theirs. Threads that keep up with each other
-    /// touch a counter of another one once, not for every chunk: that is a wait for the other core's cache.
+    /// Runs iterations of a launch.
     #[inline]
-    fn deal(&self, launch: usize, w: Worker<'_>, Range { extent, chunk }: Range, run: impl Fn(i64, i64)) {
-        let count = w.count as i64;
-        for other in 0..w.count {
-            let whose = (w.index + other) % w.count;
-            let taken = &self.counters[whose * self.calls.len() + launch];
-            let [first, end] = [0, 1].map(|k| extent * (whose as i64 + k) / count);
-            while first + taken.load(Ordering::Relaxed) < end {
-                let begin = first + taken.fetch_add(chunk, Ordering::Relaxed);
-                if begin >= end {
-                    break;
-                }
-                run(begin, (begin + chunk).min(end));
+    fn call(&self, launch: usize, w: Worker<'_>, begin: i64, end: i64) {
+        let call = &self.calls[launch];
+        if begin < end {
+            let args = self.table[w.index * self.width + call.args as usize..].as_ptr();
+            // SAFETY: `Function::new` and the guards have checked that every pointer is valid for its argument at these
+            // sizes and that read-only memory is passed to `In` arguments only; ranges of one launch are disjoint;
+            // `Code::new` vouches for the kernel; the schedule's barriers order launches.
+            unsafe { self.kernels[call.kernel as usize](args, self.sizes.as_ptr(), begin, end) }
+        }
+    }
+
+    /// Runs what is left of a thread's share of a parallel loop, chunk by chunk; returns the number of iterations.
+    #[inline]
+    fn take(&self, launch: usize, whose: usize, w: Worker<'_>) -> i64 {
+        let Range { chunk, .. } = self.loops[launch];
+        let [first, end] = self.share(launch, whose, w.count);
+        let taken = &self.shares[whose * self.calls.len() + launch].taken;
+        let mut done = 0;
+        loop {
+            let begin = first + taken.fetch_add(chunk, Ordering::Acquire);
+            if begin >= end {
+                return done;
+            }
+            let end = (begin + chunk).min(end);
+            self.call(launch, w, begin, end);
+            done += end - begin;
+        }
+    }
+
+    /// First iteration of a thread's share, and the one after its last.
+    fn share(&self, launch: usize, whose: usize, count: usize) -> [i64; 2] {
+        [whose, whose + 1].map(|k| self.loops[launch].extent * k as i64 / count as i64)
+    }
+
+    /// Runs a worker's share of a parallel loop and waits for those who took parts of it. The worker touches no memory that another
+    /// thread writes, unless one has helped: each time it would wait for the other core's cache.
+    #[inline]
+    fn work(&self, launch: usize, w: Worker<'_>) {
+        let own = self.take(launch, w.index, w);
+        let [first, end] = self.share(launch, w.index, w.count);
+        let helped = &self.shares[w.index * self.calls.len() + launch].helped;
+        let mut spins = 0;
+        while own + helped.load(Ordering::Acquire) < end - first {
+            w.wait(&mut spins);
+        }
+    }
+
+    /// Takes chunks of what others have left of a launch; returns whether there was anything.
+    #[cold]
+    fn help(&self, launch: usize, w: Worker<'_>) -> bool {
+        let mut any = false;
+        for whose in (0..w.count).filter(|&t| t != w.index) {
+            let done = self.take(launch, whose, w);
+            if done > 0 {
+                self.shares[whose * self.calls.len() + launch].helped.fetch_add(done, Ordering::Release);
+                any = true;
             }
         }
+        any
     }
 }
 
@@ -201,13 +281,7 @@ impl Function {
             frame.governor.prepare(pool.threads(), work);
             frame.key = key;
         }
-        arena.reserve(self.arena_bytes)?;
-        if frame.arena != arena.base() {
-            frame.arena = arena.base();
-            for &(entry, at) in &self.arena_entries {
-                frame.table[entry as usize] = frame.arena.wrapping_add(at);
-            }
-        }
+        self.reserve(frame, arena)?;
 
         check_ports("input", &self.inputs, &frame.inputs, |i| inputs.get(i).map(|(n, b)| (*n, b.len())), inputs.len())?;
         check_ports(
@@ -228,7 +302,7 @@ impl Function {
                 // was checked to be that; the memory is the arena's and borrowed by nobody else.
                 unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), pointer, bytes.len()) };
             }
-            bind(&mut frame.table, port, bound, pointer);
+            bind(&mut frame.table, self.table.0.len(), port, bound, pointer);
         }
         for (port, bound) in self.outputs.iter().zip(&mut frame.outputs) {
             let Some((_, bytes)) = outputs.iter_mut().find(|(n, _)| *n == port.name) else { continue };
@@ -239,33 +313,59 @@ impl Function {
                 // SAFETY: as for inputs.
                 unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), pointer, bytes.len()) };
             }
-            bind(&mut frame.table, port, bound, pointer);
+            bind(&mut frame.table, self.table.0.len(), port, bound, pointer);
         }
 
-        frame.counters.iter().for_each(|c| c.store(0, Ordering::Relaxed));
+        let active = if stamps.is_none() { frame.governor.active() } else { pool.threads() };
+        if frame.shared_by != active {
+            frame.shares.fill_with(Share::closed);
+        }
+        // Until the step has succeeded.
+        frame.shared_by = 0;
         let step = Step {
             calls: &self.calls,
             kernels: &self.code.kernels,
             table: &frame.table,
+            width: self.table.0.len(),
             sizes: &frame.sizes,
             loops: &frame.loops,
-            counters: &frame.counters,
+            shares: &frame.shares,
             stamps,
         };
         match stamps {
             None => {
                 let start = Instant::now();
-                pool.run_on(frame.governor.active(), &|w| step.walk::<false>(w))?;
+                pool.run_on(active, &|w| step.walk::<false>(w))?;
                 frame.governor.ran(start.elapsed());
             }
             Some(_) => pool.run(&|w| step.walk::<true>(w))?,
         }
+        frame.shared_by = active;
 
         for (port, bound) in self.outputs.iter().zip(&frame.outputs) {
             let Some((_, bytes)) = outputs.iter_mut().find(|(n, _)| *n == port.name) else { continue };
             if !aligned(bytes) {
                 // SAFETY: as for inputs; every thread has finished.
                 unsafe { std::ptr::copy_nonoverlapping(bound.pointer, bytes.as_mut_ptr(), bytes.len()) };
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes room for what lies in the arena and what threads have for themselves.
+    fn reserve(&self, frame: &mut Frame, arena: &mut Arena) -> Result<(), RuntimeError> {
+        arena.reserve(self.arena_bytes)?;
+        let threads = frame.table.len().checked_div(self.table.0.len()).unwrap_or(0);
+        let own = arena.own(self.own_bytes.saturating_mul(threads as u64))?;
+        if (frame.arena, frame.own) != (arena.base(), own) {
+            (frame.arena, frame.own) = (arena.base(), own);
+            for (t, table) in frame.table.chunks_exact_mut(self.table.0.len().max(1)).enumerate() {
+                for (entries, base) in [
+                    (&self.arena_entries, arena.base()),
+                    (&self.own_entries, own.wrapping_add(t * self.own_bytes as usize)),
+                ] {
+                    entries.iter().for_each(|&(entry, at)| table[entry as usize] = base.wrapping_add(at));
+                }
             }
         }
         Ok(())
@@ -284,10 +384,19 @@ impl Function {
         }
         self.guards.iter().try_for_each(|g| g.check(sizes))?;
         states.check(&self.states, sizes)?;
-        for &(entry, s) in &self.state_entries {
-            frame.table[entry as usize] = states.base(s as usize);
+        if frame.table.len() != self.table.0.len() * threads {
+            frame.table = self.table.0.repeat(threads);
+            // Nothing is bound any more.
+            frame.arena = std::ptr::null_mut();
+            frame.inputs.iter_mut().chain(&mut frame.outputs).for_each(|b| b.pointer = std::ptr::null_mut());
         }
-        frame.counters.resize_with(self.calls.len() * threads, Default::default);
+        for table in frame.table.chunks_exact_mut(self.table.0.len().max(1)) {
+            for &(entry, s) in &self.state_entries {
+                table[entry as usize] = states.base(s as usize);
+            }
+        }
+        frame.shares.resize_with(self.calls.len() * threads, Share::closed);
+        frame.shared_by = 0;
         for (range, call) in frame.loops.iter_mut().zip(&self.calls) {
             let Some(e) = &self.extents[call.kernel as usize] else { continue };
             let name = &self.kernel_names[call.kernel as usize];
@@ -327,10 +436,13 @@ fn aligned(bytes: &[u8]) -> bool {
     (bytes.as_ptr() as u64).is_multiple_of(KERNEL_ALIGN)
 }
 
-fn bind(table: &mut [*mut u8], port: &Port, bound: &mut Bound, pointer: *mut u8) {
+/// Points the entries of a port, in tables of `width` entries, to its memory.
+fn bind(tables: &mut [*mut u8], width: usize, port: &Port, bound: &mut Bound, pointer: *mut u8) {
     if bound.pointer != pointer {
         bound.pointer = pointer;
-        port.entries.iter().for_each(|&e| table[e as usize] = pointer);
+        for table in tables.chunks_exact_mut(width.max(1)) {
+            port.entries.iter().for_each(|&e| table[e as usize] = pointer);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Programs over hand-written kernels that stand in for compiled code.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use marquetry_ir::loops::{Expr, Kernel, LoopKind, Scope, Stmt};
 use marquetry_ir::program::{Buffer, BufferId, KernelFn, KernelId, Launch, Place, Program, State, Weight};
@@ -30,6 +31,16 @@ unsafe extern "C" fn sum(args: *const *mut u8, sizes: *const i64, begin: i64, en
         for i in 0..*sizes as usize {
             *total += *y.add(i);
         }
+    }
+}
+
+/// `total[0] = Σ y[i]`, by every thread.
+unsafe extern "C" fn total(args: *const *mut u8, sizes: *const i64, begin: i64, end: i64) {
+    assert_eq!((begin, end), (0, 1));
+    // SAFETY: called with the two arguments declared in `program`.
+    unsafe {
+        let (y, total) = ((*args).cast::<f32>(), (*args.add(1)).cast::<f32>());
+        *total = (0..*sizes as usize).map(|i| *y.add(i)).sum();
     }
 }
 
@@ -105,6 +116,7 @@ fn program() -> Program {
         launches: vec![launch(0, &[0, 1, 2], false), launch(1, &[2, 3], true), launch(2, &[2, 3, 4], true)],
         constants: vec![],
         arena_bytes: 64 + 1000 * F as u64,
+        own_bytes: 0,
         syms,
     }
 }
@@ -201,7 +213,7 @@ fn wrong_calls_are_refused_with_both_sides() {
 #[test]
 fn contradictions_are_found_when_the_function_is_made() {
     type Edit = fn(&mut Program);
-    let cases: [(Edit, &str); 19] = [
+    let cases: [(Edit, &str); 22] = [
         (|p| p.launches[0].kernel = KernelId(3), "kernel 3 of 3"),
         (|p| p.launches[0].args[0] = BufferId(5), "is buffer 5 of 5"),
         (|p| p.launches[0].args.truncate(2), "given 2 arguments of 3"),
@@ -221,6 +233,21 @@ fn contradictions_are_found_when_the_function_is_made() {
         (|p| p.weights.clear(), "1 weights given, program `test` has 0"),
         (|p| drop(p.kernels.pop()), "3 kernels given, program `test` has 2"),
         (|p| p.syms.0[0].multiple = 0, "divisor 0"),
+        (|p| own(p, 2), "writes each thread's own memory in a parallel loop"),
+        (
+            |p| {
+                own(p, 3);
+                p.kernels[1].buffers[0].scope = Scope::Out;
+            },
+            "argument `y` of kernel `sum` is written by every thread, but is there once",
+        ),
+        (
+            |p| {
+                own(p, 3);
+                p.own_bytes = 0;
+            },
+            "takes 4 bytes or more, 0 are left",
+        ),
     ];
     for (edit, message) in cases {
         let mut p = program();
@@ -277,6 +304,70 @@ fn states_of_other_shapes_are_refused() {
     run(16).unwrap();
     assert!(run(17).unwrap_err().to_string().contains("state `kv` is f16[16, 4]"));
     run(16).unwrap();
+}
+
+/// Gives a buffer to each thread.
+fn own(p: &mut Program, buffer: usize) {
+    p.buffers[buffer].place = Place::Own(0);
+    p.own_bytes = p.arena_bytes;
+}
+
+/// Every thread has its own sum, which nothing waits for; memory that inputs, outputs and threads are bound to changes between runs.
+#[test]
+fn threads_compute_for_themselves() {
+    let mut p = program();
+    own(&mut p, 3);
+    p.kernels[1].buffers[1].scope = Scope::Out;
+    p.states.clear();
+    p.launches[2].sync = false;
+    let f = Function::new(p, code(&[scale, total, shift]), weights()).unwrap();
+    let mut arena = Arena::default();
+    for threads in (1..=9).chain([3, 1]) {
+        let pool = Pool::new(threads).unwrap();
+        let mut states = States::new(f.states(), &[1]).unwrap();
+        for n in [1000usize, 8, 1] {
+            let x: Vec<f32> = (0..n).map(|i| (i % 50 + threads) as f32).collect();
+            let y: Vec<f32> = x.iter().enumerate().map(|(i, v)| v * (i % 8 + 1) as f32).collect();
+            let mut out = vec![0; n * F];
+            f.run(&pool, &mut arena, &mut states, &[n as i64], &[("x", &bytes(&x))], &mut [("out", &mut out)]).unwrap();
+            let all: f32 = y.iter().sum();
+            let want: Vec<f32> = y.iter().map(|v| v + all).collect();
+            assert_eq!(floats(&out), want, "{threads} threads, {n} numbers");
+        }
+    }
+}
+
+/// Iterations of `first_waits` that have run.
+static OTHERS: AtomicUsize = AtomicUsize::new(0);
+
+/// `out[i] += 1`, parallel over i, with the arguments of `shift`; iteration 0 waits for all others, for a while.
+unsafe extern "C" fn first_waits(args: *const *mut u8, sizes: *const i64, begin: i64, end: i64) {
+    // SAFETY: called with the three arguments declared in `program`, and the size.
+    unsafe { count(args, sizes, begin, end) };
+    OTHERS.fetch_add((end - begin) as usize, Ordering::Relaxed);
+    let start = std::time::Instant::now();
+    // SAFETY: there is one size.
+    let all = unsafe { *sizes } as usize;
+    while begin == 0 && OTHERS.load(Ordering::Relaxed) < all && start.elapsed().as_secs() < 20 {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_thread_that_is_held_up_is_helped() {
+    let f = Function::new(program(), code(&[scale, sum, first_waits]), weights()).unwrap().with_chunks(1000);
+    for threads in 2..=4 {
+        let pool = Pool::new(threads).unwrap();
+        let mut states = States::new(f.states(), &[1]).unwrap();
+        let (x, mut out) = (vec![0; 1000 * F], vec![0; 1000 * F]);
+        for run in 1..=5 {
+            OTHERS.store(0, Ordering::Relaxed);
+            let start = std::time::Instant::now();
+            f.run(&pool, &mut Arena::default(), &mut states, &[1000], &[("x", &x)], &mut [("out", &mut out)]).unwrap();
+            assert!(floats(&out).iter().all(|v| *v == run as f32), "{threads} threads, run {run}");
+            assert!(start.elapsed().as_secs() < 20, "{threads} threads, run {run}: nobody helped");
+        }
+    }
 }
 
 /// However loops are dealt out, with fewer iterations than threads and in chunks larger than a thread's share too.

@@ -151,6 +151,7 @@ impl Deref for WeightData {
 #[derive(Default)]
 pub struct Arena {
     bytes: Option<AlignedBytes>,
+    own: Option<AlignedBytes>,
     staging: Option<AlignedBytes>,
 }
 
@@ -179,6 +180,12 @@ impl Arena {
 
     pub(crate) fn base(&self) -> *mut u8 {
         self.bytes.as_ref().map_or(NonNull::<u8>::dangling().as_ptr(), AlignedBytes::base)
+    }
+
+    /// What threads have for themselves, `bytes` in all. The contents are lost when it grows.
+    pub(crate) fn own(&mut self, bytes: u64) -> Result<*mut u8, RuntimeError> {
+        grow(&mut self.own, bytes, "the memory of each thread")?;
+        Ok(self.own.as_ref().map_or(NonNull::<u8>::dangling().as_ptr(), AlignedBytes::base))
     }
 
     pub(crate) fn staging(&mut self, bytes: u64) -> Result<*mut u8, RuntimeError> {

@@ -22,6 +22,8 @@ use crate::memory::{WeightData, eval_bytes};
 const CHUNKS: i64 = 4;
 /// The same, at most.
 const MAX_CHUNKS: i64 = 1 << 10;
+/// What threads have for themselves begins at multiples of this many bytes: two cache lines, which some processors fetch together.
+const OWN_ALIGN: u64 = 128;
 /// Alignment of every pointer a kernel gets, in bytes.
 pub const KERNEL_ALIGN: u64 = 16;
 
@@ -58,7 +60,17 @@ pub(crate) struct Call {
     /// First entry in the pointer table.
     pub args: u32,
     pub sync: bool,
+    /// Every thread makes it.
+    pub own: bool,
 }
+
+/// The arguments of every launch, as far as they do not depend on memory given later.
+pub(crate) struct Table(pub Vec<*mut u8>);
+
+// SAFETY: the pointers are only copied; kernels dereference them during a run.
+unsafe impl Send for Table {}
+// SAFETY: as above.
+unsafe impl Sync for Table {}
 
 /// An input or output: the buffers that share a name.
 pub(crate) struct Port {
@@ -110,6 +122,9 @@ pub struct Function {
     pub(crate) syms: Syms,
     pub(crate) states: Vec<State>,
     pub(crate) arena_bytes: u64,
+    /// Bytes from what one thread has for itself to what the next one has.
+    pub(crate) own_bytes: u64,
+    pub(crate) table: Table,
     pub(crate) kernel_names: Vec<String>,
     /// Extent of the parallel loop, by kernel.
     pub(crate) extents: Vec<Option<Expr>>,
@@ -118,6 +133,8 @@ pub struct Function {
     pub(crate) outputs: Vec<Port>,
     /// Table entries that point into the arena, and their offsets.
     pub(crate) arena_entries: Vec<(u32, usize)>,
+    /// Those that point to what each thread has for itself.
+    pub(crate) own_entries: Vec<(u32, usize)>,
     /// Table entries that point to states.
     pub(crate) state_entries: Vec<(u32, u32)>,
     pub(crate) guards: Vec<Guard>,
@@ -227,6 +244,7 @@ impl Checker<'_> {
         match &b.place {
             Place::Input(_) | Place::Output(_) => Ok(()),
             Place::Arena(at) => self.fits(b, *at, program.arena_bytes, "the arena"),
+            Place::Own(at) => self.fits(b, *at, program.own_bytes, "each thread's own memory"),
             Place::Weight(w, at) => {
                 let Some(weight) = weights.get(*w as usize) else {
                     return Err(wrong(format!("buffer `{}` is in weight {w} of {}", b.name, weights.len())));
@@ -318,7 +336,7 @@ impl Function {
         let mut table: Vec<*mut u8> = vec![];
         let mut inputs: Vec<Port> = vec![];
         let mut outputs: Vec<Port> = vec![];
-        let mut arena_entries = vec![];
+        let (mut arena_entries, mut own_entries) = (vec![], vec![]);
         let mut state_entries = vec![];
         for b in &program.buffers {
             let (ports, name) = match &b.place {
@@ -340,16 +358,26 @@ impl Function {
                 return Err(wrong(format!("kernel `{}` is given {} arguments of {}", k.name, l.args.len(), k.args())));
             }
             let first = table.len();
-            calls.push(Call { kernel: l.kernel.0, args: first as u32, sync: l.sync });
+            let own = l.is_own(&program);
+            if own && k.parallel_extent().is_some() {
+                return Err(wrong(format!("kernel `{}` writes each thread's own memory in a parallel loop", k.name)));
+            }
+            calls.push(Call { kernel: l.kernel.0, args: first as u32, sync: l.sync, own });
             for (i, (id, decl)) in l.args.iter().zip(&k.buffers).enumerate() {
                 checker.argument(l.kernel.0, i, decl, id.0)?;
+                let place = &program.buffers[id.0 as usize].place;
+                if own && decl.scope != Scope::In && !matches!(place, Place::Own(_)) {
+                    let what = format!("argument `{}` of kernel `{}`", decl.name, k.name);
+                    return Err(wrong(format!("{what} is written by every thread, but is there once")));
+                }
                 let entry = table.len() as u32;
                 let mut pointer = std::ptr::null_mut();
-                match &program.buffers[id.0 as usize].place {
+                match place {
                     Place::Input(n) => inputs.iter_mut().filter(|p| p.name == *n).for_each(|p| p.entries.push(entry)),
                     Place::Output(n) => outputs.iter_mut().filter(|p| p.name == *n).for_each(|p| p.entries.push(entry)),
                     Place::State(s) => state_entries.push((entry, *s)),
                     Place::Arena(at) => arena_entries.push((entry, *at as usize)),
+                    Place::Own(at) => own_entries.push((entry, *at as usize)),
                     Place::Constant(c) => pointer = constants[*c as usize].as_ptr().cast_mut(),
                     // The range was checked above, so the sum stays inside the weight.
                     Place::Weight(w, at) => {
@@ -364,18 +392,24 @@ impl Function {
         }
         let guards = checker.guards;
         let extents: Vec<_> = program.kernels.iter().map(|k| k.parallel_extent().cloned()).collect();
-        let frame = Mutex::new(Frame::new(table, calls.len(), inputs.len(), outputs.len()));
+        let frame = Mutex::new(Frame::new(calls.len(), inputs.len(), outputs.len()));
         Ok(Function {
             name: program.name,
             syms: program.syms,
             states: program.states,
             arena_bytes: program.arena_bytes,
+            own_bytes: program
+                .own_bytes
+                .checked_next_multiple_of(OWN_ALIGN)
+                .ok_or_else(|| wrong(format!("each thread needs {} bytes for itself", program.own_bytes)))?,
+            table: Table(table),
             kernel_names: program.kernels.into_iter().map(|k| k.name).collect(),
             extents,
             calls,
             inputs,
             outputs,
             arena_entries,
+            own_entries,
             state_entries,
             guards,
             code,

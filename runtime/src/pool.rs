@@ -25,7 +25,9 @@ use crate::RuntimeError;
 
 /// Spins before a waiting thread yields its core.
 const SPINS: u32 = 2_000;
-/// The same where there are more threads than cores: whoever is waited for needs the core.
+/// Spins at a barrier before a thread looks for something else to do.
+const PATIENCE: u32 = 24;
+/// Spins before a waiting thread yields where there are more threads than cores: whoever is waited for needs the core.
 const SPINS_CROWDED: u32 = 100;
 /// How long a worker waits for the next job before it parks.
 const LINGER: Duration = Duration::from_micros(300);
@@ -46,8 +48,8 @@ struct Shared {
     sequence: Line<AtomicU64>,
     /// Workers (without the caller) still inside the job.
     running: Line<AtomicUsize>,
-    arrived: Line<AtomicUsize>,
-    generation: Line<AtomicUsize>,
+    /// How many barriers each thread of the job has come to.
+    arrived: Vec<Line<AtomicU64>>,
     /// A thread of this job panicked: whoever waits at a barrier gives up.
     broken: AtomicBool,
     stop: AtomicBool,
@@ -95,23 +97,41 @@ impl Worker<'_> {
     /// [`Pool::run`] reports the panic.
     #[inline]
     pub fn barrier(&self) {
-        let s = self.shared;
-        if self.count == 1 {
-            return;
-        }
-        let generation = s.generation.0.load(Ordering::Acquire);
-        if s.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == self.count {
-            s.arrived.0.store(0, Ordering::Relaxed);
-            s.generation.0.store(generation.wrapping_add(1), Ordering::Release);
-            return;
-        }
+        self.barrier_or(|| {});
+    }
+
+    /// Like [`Worker::barrier`]; a thread that waits for long calls `meanwhile` once. It counts as being here already: the others
+    /// do not wait for what it does.
+    ///
+    /// Each thread writes a cache line of its own and reads those of the others. A core far away needs a few hundred nanoseconds
+    /// to see a line change, and this takes one such time where a shared counter takes two or three.
+    #[inline]
+    pub fn barrier_or(&self, meanwhile: impl FnOnce()) {
+        let arrived = &self.shared.arrived[..self.count];
+        let own = &arrived[self.index].0;
+        let number = own.load(Ordering::Relaxed) + 1;
+        own.store(number, Ordering::Release);
+        let mut meanwhile = Some(meanwhile);
         let mut spins = 0;
-        while s.generation.0.load(Ordering::Acquire) == generation {
-            if s.broken.load(Ordering::Relaxed) {
-                resume_unwind(Box::new(Broken));
+        for other in arrived {
+            while other.0.load(Ordering::Acquire) < number {
+                if spins == PATIENCE
+                    && let Some(f) = meanwhile.take()
+                {
+                    f();
+                }
+                self.wait(&mut spins);
             }
-            wait(&mut spins, s.spins);
         }
+    }
+
+    /// One turn of a loop that waits for another thread of the job; unwinds when one has panicked.
+    #[inline]
+    pub fn wait(&self, spins: &mut u32) {
+        if self.shared.broken.load(Ordering::Relaxed) {
+            resume_unwind(Box::new(Broken));
+        }
+        wait(spins, self.shared.spins);
     }
 }
 
@@ -202,8 +222,7 @@ impl Pool {
             spins: if count > cores { SPINS_CROWDED } else { SPINS },
             sequence: Line(AtomicU64::new(0)),
             running: Line(AtomicUsize::new(0)),
-            arrived: Line(AtomicUsize::new(0)),
-            generation: Line(AtomicUsize::new(0)),
+            arrived: (0..count).map(|_| Line(AtomicU64::new(0))).collect(),
             broken: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             failure: Mutex::new(None),
@@ -244,6 +263,7 @@ impl Pool {
             return Err(RuntimeError::Nested);
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        s.arrived.iter().for_each(|a| a.0.store(0, Ordering::Relaxed));
         if active > 1 {
             // SAFETY: only the lifetime changes; this function does not return while a worker may use the pointer.
             let job = unsafe { std::mem::transmute::<*const Job<'_>, *const Job<'static>>(f) };
@@ -260,7 +280,6 @@ impl Pool {
         if !s.broken.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
-        s.arrived.0.store(0, Ordering::Relaxed);
         let failure = s.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (worker, message) = failure.map_or((0, String::new()), |(w, p)| (w, panic_message(&*p)));
         Err(RuntimeError::Panic { worker, message })

@@ -237,6 +237,7 @@ fn alone(p: &Program, kernel: &Kernel) -> Program {
         kernels: vec![kernel.clone()],
         launches: vec![Launch { kernel: KernelId(0), args, sync: true }],
         arena_bytes: 0,
+        own_bytes: 0,
     }
 }
 

@@ -562,10 +562,10 @@ pub(super) fn attend(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
 pub(super) fn attend_parts(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
     let parts = i.attrs[4].as_int() as usize;
     attention(c, i, x, ty, &[], &mut |scores, value, out| {
-        let (len, width) = (scores.len().div_ceil(parts).next_multiple_of(16), out.len() / parts);
+        let (blocks, width) = (scores.len().div_ceil(16), out.len() / parts);
         for (p, out) in out.chunks_exact_mut(width).enumerate() {
-            let first = (p * len).min(scores.len());
-            let piece = &scores[first..scores.len().min(first + len)];
+            let [first, end] = [p, p + 1].map(|p| (p * blocks / parts * 16).min(scores.len()));
+            let piece = &scores[first..end];
             let (max, weights) = exponentials(piece);
             out[width - 2..].copy_from_slice(&[max.max(-1e30), weights.iter().sum()]);
             add_weighted(weights.into_iter(), &|j| value(first + j), &mut out[..width - 2]);

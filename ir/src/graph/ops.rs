@@ -206,7 +206,7 @@ ops! {
         {scale: Float, window: Int, softcap: Float, page: Int, slopes: Floats}
         State, infer::attend_sloped, interp::attend, expand::attend;
 
-    /// `attend` over `parts` pieces of the positions that each token sees, whose lengths are equal multiples of 16 but for the last ones:
+    /// `attend` over `parts` pieces of the positions that each token sees, each an equal number of 16 positions, or one more:
     /// `[n, heads, parts, dim + 2]` holds values summed with weights `e^(score - max)`, then that largest score of the piece, at least
     /// -1e30, then the sum of weights.
     AttendParts = "attend_parts" (q, state, pos, seq, pages) {scale: Float, window: Int, softcap: Float, page: Int, parts: Int}

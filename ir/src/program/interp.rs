@@ -43,6 +43,7 @@ struct Machine<'a> {
     p: &'a Program,
     sizes: &'a [i64],
     arena: Vec<u8>,
+    own: Vec<u8>,
     constants: Vec<Vec<u8>>,
 }
 
@@ -57,6 +58,7 @@ impl Machine<'_> {
             Place::Weight(i, at) => (m.weights.get_mut(*i as usize).ok_or_else(none)?, *at as usize),
             Place::Constant(i) => (self.constants.get_mut(*i as usize).ok_or_else(none)?, 0),
             Place::Arena(at) => (&mut self.arena, *at as usize),
+            Place::Own(at) => (&mut self.own, *at as usize),
         })
     }
 
@@ -98,8 +100,10 @@ impl Machine<'_> {
 /// # Errors
 /// Memory that does not fit the program, or a kernel that leaves its buffers.
 pub fn run(p: &Program, sizes: &[i64], memory: &mut Memory) -> Result<(), InterpError> {
-    if p.arena_bytes > MAX_BYTES {
-        return wrong(format!("an arena of {} bytes", p.arena_bytes));
+    for (what, bytes) in [("an arena", p.arena_bytes), ("own memory", p.own_bytes)] {
+        if bytes > MAX_BYTES {
+            return wrong(format!("{what} of {bytes} bytes"));
+        }
     }
     memory.outputs.clear();
     for b in &p.buffers {
@@ -110,6 +114,7 @@ pub fn run(p: &Program, sizes: &[i64], memory: &mut Memory) -> Result<(), Interp
         }
     }
     let constants = p.constants.iter().map(|c| c.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
-    let mut machine = Machine { p, sizes, arena: vec![0xff; p.arena_bytes as usize], constants };
+    let [arena, own] = [p.arena_bytes, p.own_bytes].map(|n| vec![0xff; n as usize]);
+    let mut machine = Machine { p, sizes, arena, own, constants };
     (0..p.launches.len()).try_for_each(|i| machine.launch(memory, i))
 }

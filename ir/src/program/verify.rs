@@ -6,7 +6,8 @@
 //!    that interval arithmetic can decide;
 //! 4. a launch gives its kernel one buffer per argument, of the same element type and not provably smaller, and lets it
 //!    write only what can be written;
-//! 5. every kernel is well formed (see [`crate::loops::verify`]).
+//! 5. a launch that writes memory of each thread's own has no parallel loop and writes nothing else;
+//! 6. every kernel is well formed (see [`crate::loops::verify`]).
 
 use std::collections::HashSet;
 
@@ -100,6 +101,7 @@ impl Verifier<'_> {
                 None => return self.errors.push(format!("{who} is state {i} of {}", p.states.len())),
             },
             Place::Arena(at) => (*at, p.arena_bytes, "the arena".to_string()),
+            Place::Own(at) => (*at, p.own_bytes, "each thread's own memory".to_string()),
             Place::Constant(i) => match p.constants.get(*i as usize) {
                 Some(c) => (0, 4 * c.len() as u64, format!("constant {i}")),
                 None => return self.errors.push(format!("{who} is constant {i} of {}", p.constants.len())),
@@ -135,6 +137,10 @@ impl Verifier<'_> {
         if l.args.len() != k.args() {
             return self.errors.push(format!("{who} gives {} buffers for {} arguments", l.args.len(), k.args()));
         }
+        let own = l.is_own(p);
+        self.expect(!own || k.parallel_extent().is_none(), || {
+            format!("{who} writes each thread's own memory in a parallel loop")
+        });
         for (id, decl) in l.args.iter().zip(&k.buffers) {
             let Some(b) = p.buffers.get(id.0 as usize) else {
                 self.errors.push(format!("{who} is given buffer {} of {}", id.0, p.buffers.len()));
@@ -147,6 +153,9 @@ impl Verifier<'_> {
             let read_only = matches!(b.place, Place::Input(_) | Place::Weight(..) | Place::Constant(_));
             let writes = decl.scope != Scope::In;
             self.expect(!(writes && read_only), || format!("{who} is written, buffer `{}` is only read", b.name));
+            self.expect(!(own && writes) || matches!(b.place, Place::Own(_)), || {
+                format!("{who} is written by every thread, buffer `{}` is there once", b.name)
+            });
             let fits =
                 elements(&decl.shape).zip(elements(&b.shape)).is_none_or(|(a, b)| p.syms.prove_le(&a, &b) != Proof::No);
             self.expect(fits, || format!("{who} has more elements than buffer `{}`", b.name));

@@ -1,6 +1,6 @@
 //! A program on the interpreter, made hard for it: launches that do not wait for each other run in the reverse of their order,
-//! which any missing `sync` allows; launches that touch the same bytes without waiting are refused, and so are arguments of one
-//! launch that overlap.
+//! which any missing `sync` allows, but for what a thread computes for itself, which it has computed before it reads it. Launches
+//! that touch the same bytes without waiting are refused, and so are arguments of one launch that overlap.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -139,11 +139,15 @@ pub fn outcome(
 /// Which storage, from, to.
 type Range = (String, u64, u64);
 
+/// Storage that each thread has for itself.
+const OWN: &str = "own";
+
 fn range(p: &Program, sizes: &[i64], buffer: usize) -> Result<Range, String> {
     let b = &p.buffers[buffer];
     let len = bytes_at(b.dtype, &b.shape, sizes).map_err(|e| e.to_string())? as u64;
     let (storage, at) = match &b.place {
         Place::Arena(at) => ("arena".into(), *at),
+        Place::Own(at) => (OWN.into(), *at),
         Place::Weight(i, at) => (format!("weight {i}"), *at),
         other => (format!("{other:?}"), 0),
     };
@@ -170,21 +174,33 @@ fn touched(p: &Program, sizes: &[i64], l: usize) -> Result<(Vec<Range>, Vec<Rang
     Ok((reads, writes))
 }
 
-/// The program with launches between two waits in reverse order.
+/// Does a later launch read what the threads have computed for themselves in an earlier one?
+fn follows(reads: &[Range], earlier: &[Range]) -> bool {
+    reads.iter().any(|r| r.0 == OWN && earlier.iter().any(|w| overlap(r, w)))
+}
+
+/// The program with launches between two waits in reverse order, as far as they can be.
 fn reversed(p: &Program, sizes: &[i64]) -> Result<Program, String> {
     let mut out = p.clone();
+    out.launches.clear();
     let mut at = 0;
     while at < p.launches.len() {
         let end = (at + 1..p.launches.len()).find(|j| p.launches[*j].sync).unwrap_or(p.launches.len());
         let all = (at..end).map(|l| touched(p, sizes, l)).collect::<Result<Vec<_>, _>>()?;
         for (i, (_, writes)) in all.iter().enumerate() {
             for (j, (reads, others)) in all.iter().enumerate().filter(|(j, _)| *j != i) {
-                if writes.iter().any(|w| reads.iter().chain(others).any(|r| overlap(w, r))) {
+                let shared = |r: &&Range| j < i || r.0 != OWN;
+                if writes.iter().any(|w| reads.iter().filter(shared).chain(others).any(|r| overlap(w, r))) {
                     return Err(format!("launches {} and {} touch the same bytes without waiting", at + i, at + j));
                 }
             }
         }
-        out.launches[at..end].reverse();
+        let mut left: Vec<usize> = (0..all.len()).collect();
+        while let Some(next) =
+            (0..left.len()).rev().find(|&k| !left[..k].iter().any(|&e| follows(&all[left[k]].0, &all[e].1)))
+        {
+            out.launches.push(p.launches[at + left.remove(next)].clone());
+        }
         at = end;
     }
     Ok(out)

@@ -529,6 +529,7 @@ fn read_program(l: &mut Lexer<'_>) -> Result<Program, ParseError> {
         kernels: vec![],
         launches: vec![],
         arena_bytes: l.uint("the bytes of the arena")?,
+        own_bytes: if l.eat_word("own") { l.uint("the bytes that each thread has for itself")? } else { 0 },
     };
     let mut buffers: HashMap<String, BufferId> = HashMap::new();
     let mut kernels: HashMap<String, KernelId> = HashMap::new();
@@ -612,7 +613,7 @@ fn weight(l: &mut Lexer<'_>) -> Result<Weight, ParseError> {
 }
 
 fn place(l: &mut Lexer<'_>) -> Result<Place, ParseError> {
-    const WHAT: &str = "a place: `input`, `output`, `state`, `weight`, `constant` or `arena`";
+    const WHAT: &str = "a place: `input`, `output`, `state`, `weight`, `constant`, `arena` or `own`";
     let wrong = l.expected(WHAT);
     match l.ident(WHAT)? {
         "input" => Ok(Place::Input(l.string("the name of an input, in quotes")?)),
@@ -620,6 +621,7 @@ fn place(l: &mut Lexer<'_>) -> Result<Place, ParseError> {
         "state" => Ok(Place::State(l.uint_as("the number of a state")?)),
         "constant" => Ok(Place::Constant(l.uint_as("the number of a constant")?)),
         "arena" => Ok(Place::Arena(l.uint("a byte offset")?)),
+        "own" => Ok(Place::Own(l.uint("a byte offset")?)),
         "weight" => {
             let i = l.uint_as("the number of a weight")?;
             l.expect("+")?;

@@ -23,7 +23,8 @@ pub fn print_kernel(kernel: &Kernel, syms: &Syms) -> String {
 pub fn print_program(p: &Program) -> String {
     let mut out = String::new();
     let syms = &p.syms;
-    line(&mut out, 0, format_args!("program {} arena {} {{", sigil('@', &p.name), p.arena_bytes));
+    let own = if p.own_bytes == 0 { String::new() } else { format!(" own {}", p.own_bytes) };
+    line(&mut out, 0, format_args!("program {} arena {}{own} {{", sigil('@', &p.name), p.arena_bytes));
     for s in &syms.0 {
         let name = if is_ident(&s.name) { s.name.clone() } else { quote(&s.name) };
         line(&mut out, 1, format_args!("sym {name} in {}..={} multiple {}", s.lo, s.hi, s.multiple));
@@ -50,6 +51,7 @@ pub fn print_program(p: &Program) -> String {
             Place::Weight(i, at) => format!("weight {i} + {at}"),
             Place::Constant(i) => format!("constant {i}"),
             Place::Arena(at) => format!("arena {at}"),
+            Place::Own(at) => format!("own {at}"),
         };
         line(&mut out, 1, format_args!("buffer {}: {} {place}", sigil('%', &b.name), array(b.dtype, &b.shape, syms)));
     }

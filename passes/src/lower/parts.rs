@@ -61,10 +61,10 @@ pub fn parts(cx: &mut Cx<'_>, inst: &Inst, out: Buf) -> Lowered<()> {
     let s = cx.read(seq, std::slice::from_ref(&token))?.cast(DType::I64);
     let s = name(cx, "s", s);
     let first = if window > 0 { (at.clone() - (window - 1)).max(Expr::idx(0)) } else { Expr::idx(0) };
-    let len = ((at.clone() - first.clone() + count) / count + (STEP - 1)) / STEP * STEP;
-    let len = name(cx, "len", len);
-    let begin = name(cx, "begin", first + part.clone() * len.clone());
-    let end = name(cx, "end", (begin.clone() + len - 1).min(at));
+    let blocks = name(cx, "blocks", (at.clone() - first.clone() + STEP) / STEP);
+    let bound = |part: Expr| first.clone() + part * blocks.clone() / count * STEP;
+    let begin = name(cx, "begin", bound(part.clone()));
+    let end = name(cx, "end", (bound(part.clone() + 1) - 1).min(at));
     let row = |cx: &mut Cx<'_>, f: &mut dyn FnMut(&mut Cx<'_>, Expr) -> Lowered<Vec<Stmt>>| {
         cx.each("h", &shared.into(), LoopKind::Serial, |cx, h| f(cx, h))
     };

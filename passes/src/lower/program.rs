@@ -64,6 +64,7 @@ fn empty(m: &Module, entry: &Function) -> Program {
         kernels: vec![],
         launches: vec![],
         arena_bytes: 0,
+        own_bytes: 0,
     }
 }
 

@@ -222,15 +222,17 @@ pub static PASSES: &[Pass] = &[
     Pass {
         name: "plan",
         stage: "plan",
-        doc: "buffers share the arena, launches wait for what they need",
+        doc: "buffers share the arena, launches wait for what they need, threads compute small things for themselves",
         after: "buffers that are alive at the same time do not overlap; `sync` only where data flows",
         numbers: Exact::Bitwise,
         options: &[
+            flag("own", "every thread computes for itself what one would compute for all"),
             flag("reuse", "buffers share bytes of the arena"),
             flag("relax", "launches wait only for what they depend on"),
         ],
         run: |ir, cx| {
-            let config = plan::Config { reuse: cx.step.flag("reuse"), relax: cx.step.flag("relax") };
+            let config =
+                plan::Config { own: cx.step.flag("own"), reuse: cx.step.flag("reuse"), relax: cx.step.flag("relax") };
             program(ir, cx, |p| plan::run_with(p, &config))
         },
     },
