@@ -47,14 +47,19 @@ pub fn ask_group<L: Layout>(g: usize, data: *const u8, scale: *const u8, min: *c
     }
 }
 
+/// Asks for what one head has of a position.
+#[inline(always)]
+pub fn ask_row<const D: u8>(job: Job, at: *const u8) {
+    for offset in (0..job.dim * size::<D>()).step_by(64) {
+        line(at.wrapping_add(offset));
+    }
+}
+
 /// Asks for what one head has of a chunk, which lies apart.
 #[inline(always)]
 pub fn ask_rows<const D: u8>(job: Job, from: *const u8, chunk: Chunk) {
     for j in 0..chunk.count {
-        let slot = from.wrapping_add((chunk.slot + j * job.slot) * size::<D>());
-        for at in (0..job.dim * size::<D>()).step_by(64) {
-            line(slot.wrapping_add(at));
-        }
+        ask_row::<D>(job, from.wrapping_add((chunk.slot + j * job.slot) * size::<D>()));
     }
 }
 

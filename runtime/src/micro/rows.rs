@@ -12,8 +12,9 @@ pub struct Job {
     pub q: *const f32,
     pub keys: *const u8,
     pub values: *const u8,
-    /// Pages of the sequence.
+    /// Pages of the sequence, and how many there is room for.
     pub pages: *const i32,
+    pub table: usize,
     /// First and last position of each row, three numbers apart.
     pub meta: *const i64,
     pub rows: usize,
@@ -56,6 +57,7 @@ pub unsafe fn jobs(c: Call) -> impl Iterator<Item = Job> {
                 keys: c.arg(2),
                 values: c.arg(3),
                 pages: c.arg::<i32>(4).add(seq as usize * stride(4)),
+                table: stride(4),
                 meta: meta.add(first * 3),
                 rows: count,
                 dim,
@@ -89,6 +91,14 @@ impl Job {
         Chunk { at, count: most.min(self.page - at % self.page).min(end - at), slot: unsafe { self.slot(at) } }
     }
 
+    /// As [`Job::chunk`], to be asked for: of a position that need not be one of the sequence, as far as there is room for it. Where that
+    /// begins means nothing then.
+    #[inline(always)]
+    pub unsafe fn later(self, at: usize, most: usize) -> Option<Chunk> {
+        // SAFETY: the table has an entry for the page.
+        (at / self.page < self.table).then(|| unsafe { self.chunk(at, at + most, most) })
+    }
+
     /// First and last position of a row.
     #[inline(always)]
     pub unsafe fn range(self, r: usize) -> (i64, i64) {
@@ -110,7 +120,7 @@ impl Job {
     pub unsafe fn slot(self, position: usize) -> usize {
         unsafe {
             let page = *self.pages.add(position / self.page) as usize;
-            (page * self.page + position % self.page) * self.slot
+            page.wrapping_mul(self.page).wrapping_add(position % self.page).wrapping_mul(self.slot)
         }
     }
 }

@@ -4,13 +4,15 @@ use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
 
 use super::super::Call;
-use super::super::ahead::{Keys, ask_rows};
+use super::super::ahead::{ask_row, ask_rows};
 use super::super::eight::size;
 use super::super::rows::{Chunk, Job, ROWS, State, jobs, plain};
 use super::math::{exp, load16, sums_by_quarter, sums_of_quarters, tanh, transpose};
 
 /// Positions of a chunk, lanes of a vector.
 const CHUNK: usize = 16;
+/// Positions whose keys are under way.
+const AHEAD: usize = 32;
 /// Chunks whose scores are known before they are weights, at most.
 const BLOCK: usize = 8;
 /// Vectors of scores that are under way: of the most rows, two chunks.
@@ -54,7 +56,12 @@ unsafe fn vectors<const D: u8>(job: Job) {
             }
         }
         let (mut at, end) = (low.max(0) as usize, (high + 1).max(0) as usize);
-        let mut keys = Keys::begin::<D>(job, CHUNK, at, end);
+        let mut asked = at;
+        while asked < end.min(at + AHEAD) {
+            let chunk = job.chunk(asked, end, CHUNK);
+            ask_rows::<D>(job, job.keys, chunk);
+            asked += chunk.count;
+        }
         let block = (SCORES / job.rows).min(BLOCK);
         let mut chunks = [Chunk::default(); BLOCK];
         while at < end {
@@ -62,8 +69,6 @@ unsafe fn vectors<const D: u8>(job: Job) {
             while n < block && at < end {
                 let chunk = job.chunk(at, end, CHUNK);
                 at += chunk.count;
-                ask_rows::<D>(job, job.values, chunk);
-                keys.ask::<D>();
                 products::<D>(job, chunk, &mut columns, scores.as_mut_ptr().cast::<__m512>().add(n), block);
                 chunks[n] = chunk;
                 n += 1;
@@ -82,8 +87,10 @@ unsafe fn vectors<const D: u8>(job: Job) {
                     i += 1;
                 }
                 let weights = scores.as_ptr().cast::<f32>().add(begin * CHUNK);
-                let values = job.values.add(first.slot * size::<D>());
-                add::<D>(job, (values, count), (weights, block * CHUNK), &mut columns);
+                let [keys, values] = [job.keys, job.values].map(|from| from.add(first.slot * size::<D>()));
+                // The next head's, which this thread often computes next; where there is none they are the next position's.
+                let beside = (job.slot != job.dim).then(|| keys.wrapping_add(job.dim * size::<D>()));
+                add::<D>(job, (values, count), (weights, block * CHUNK), &mut columns, beside);
             }
         }
         for r in 0..job.rows {
@@ -99,19 +106,22 @@ unsafe fn vectors<const D: u8>(job: Job) {
     }
 }
 
-/// Products of all rows with the keys of a chunk, to `scores[r * next]`. Lanes beyond the chunk repeat its last position.
+/// Products of all rows with the keys of a chunk, to `scores[r * next]`. Lanes beyond the chunk repeat its last position. Asks for the
+/// chunk's values and for later keys.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
 unsafe fn products<const D: u8>(job: Job, chunk: Chunk, columns: &mut Columns, scores: *mut __m512, next: usize) {
     unsafe {
-        let keys = job.keys.add(chunk.slot * size::<D>());
+        let later = job.later(chunk.at + AHEAD, CHUNK).unwrap_or(chunk);
         match job.rows {
-            1 => by_rows::<D, 1>(job, keys, chunk.count, scores, next),
-            2 => by_rows::<D, 2>(job, keys, chunk.count, scores, next),
-            3 => by_rows::<D, 3>(job, keys, chunk.count, scores, next),
-            FEW => by_rows::<D, FEW>(job, keys, chunk.count, scores, next),
+            1 => by_rows::<D, 1>(job, chunk, later, scores, next),
+            2 => by_rows::<D, 2>(job, chunk, later, scores, next),
+            3 => by_rows::<D, 3>(job, chunk, later, scores, next),
+            FEW => by_rows::<D, FEW>(job, chunk, later, scores, next),
             _ => {
-                gather::<D>(job, keys, chunk.count, columns);
+                ask_rows::<D>(job, job.values, chunk);
+                ask_rows::<D>(job, job.keys, later);
+                gather::<D>(job, job.keys.add(chunk.slot * size::<D>()), chunk.count, columns);
                 by_columns(job, columns, scores, next);
             }
         }
@@ -184,16 +194,20 @@ unsafe fn by_columns(job: Job, columns: &Columns, scores: *mut __m512, next: usi
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
 unsafe fn by_rows<const D: u8, const T: usize>(
     job: Job,
-    keys: *const u8,
-    count: usize,
+    chunk: Chunk,
+    later: Chunk,
     scores: *mut __m512,
     next: usize,
 ) {
     unsafe {
+        let keys = job.keys.add(chunk.slot * size::<D>());
+        let last = chunk.count - 1;
         let mut quads = [[_mm512_setzero_ps(); CHUNK / 4]; T];
-        for j in (0..count).step_by(4) {
-            let key: [_; 4] =
-                std::array::from_fn(|i| keys.wrapping_add((j + i).min(count - 1) * job.slot * size::<D>()));
+        for j in (0..chunk.count).step_by(4) {
+            let key: [_; 4] = std::array::from_fn(|i| keys.wrapping_add((j + i).min(last) * job.slot * size::<D>()));
+            for (from, chunk) in [(job.values, chunk), (job.keys, later)] {
+                ask_rows::<D>(job, from, Chunk { slot: chunk.slot.wrapping_add(j * job.slot), count: 4, ..chunk });
+            }
             let mut acc = [[_mm512_setzero_ps(); 4]; T];
             for d in (0..job.dim).step_by(16) {
                 let mut k = [_mm512_setzero_ps(); 4];
@@ -264,7 +278,7 @@ unsafe fn softmax(job: Job, r: usize, chunks: &[Chunk], scores: *mut __m512, sta
 }
 
 /// Adds the weighted values of neighbouring positions to all rows. The weights of a row are `next` numbers after those of the one
-/// before.
+/// before. Asks for what lies `beside`, position by position.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
 unsafe fn add<const D: u8>(
@@ -272,21 +286,25 @@ unsafe fn add<const D: u8>(
     (values, count): (*const u8, usize),
     (weights, next): (*const f32, usize),
     plain: &mut Columns,
+    beside: Option<*const u8>,
 ) {
     unsafe {
         if job.rows < MANY || D == 0 {
-            return weigh_all::<D>(job, (values, job.slot, count), (weights, next));
+            return weigh_all::<D>(job, (values, job.slot, count), (weights, next), beside);
         }
         let most = DIM * 16 / job.dim;
         for first in (0..count).step_by(most) {
             let some = most.min(count - first);
             for j in 0..some {
+                if let Some(beside) = beside {
+                    ask_row::<D>(job, beside.wrapping_add((first + j) * job.slot * size::<D>()));
+                }
                 for d in (0..job.dim).step_by(16) {
                     let v = load16::<D>(values.add(((first + j) * job.slot + d) * size::<D>()));
                     plain[(j * job.dim + d) / 16].write(v);
                 }
             }
-            weigh_all::<0>(job, (plain.as_ptr().cast(), job.dim, some), (weights.add(first), next));
+            weigh_all::<0>(job, (plain.as_ptr().cast(), job.dim, some), (weights.add(first), next), None);
         }
     }
 }
@@ -294,15 +312,20 @@ unsafe fn add<const D: u8>(
 /// As [`add`]: positions are `slot` elements apart.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
-unsafe fn weigh_all<const D: u8>(job: Job, values: (*const u8, usize, usize), weights: (*const f32, usize)) {
+unsafe fn weigh_all<const D: u8>(
+    job: Job,
+    values: (*const u8, usize, usize),
+    weights: (*const f32, usize),
+    mut beside: Option<*const u8>,
+) {
     unsafe {
         let mut r = 0;
         while r < job.rows {
             r += match job.rows - r {
-                4.. => weigh::<D, 4>(job, values, weights, r),
-                3 => weigh::<D, 3>(job, values, weights, r),
-                2 => weigh::<D, 2>(job, values, weights, r),
-                _ => weigh::<D, 1>(job, values, weights, r),
+                4.. => weigh::<D, 4>(job, values, weights, r, beside.take()),
+                3 => weigh::<D, 3>(job, values, weights, r, beside.take()),
+                2 => weigh::<D, 2>(job, values, weights, r, beside.take()),
+                _ => weigh::<D, 1>(job, values, weights, r, beside.take()),
             };
         }
     }
@@ -316,6 +339,7 @@ unsafe fn weigh<const D: u8, const T: usize>(
     (values, slot, count): (*const u8, usize, usize),
     (weights, next): (*const f32, usize),
     r: usize,
+    mut beside: Option<*const u8>,
 ) -> usize {
     unsafe {
         let weights = weights.add(r * next);
@@ -333,6 +357,9 @@ unsafe fn weigh<const D: u8, const T: usize>(
             }
             for j in 0..count {
                 let from = values.add((j * slot + d) * size::<D>());
+                if let Some(beside) = beside {
+                    ask_row::<D>(job, beside.wrapping_add(j * slot * size::<D>()));
+                }
                 if n == 4 {
                     let mut v = [_mm512_setzero_ps(); 4];
                     for (i, v) in v.iter_mut().enumerate() {
@@ -356,6 +383,7 @@ unsafe fn weigh<const D: u8, const T: usize>(
                     _mm512_storeu_ps(out.add(t * job.next[1] + d + 16 * i), *acc);
                 }
             }
+            beside = None;
             d += 16 * n;
         }
         T
