@@ -1,24 +1,29 @@
 //! Vertical fusion by choice of operators.
 
 use marquetry_ir::Elem;
-use marquetry_ir::graph::{Attr, Op};
+use marquetry_ir::graph::{Attr, Op, Ty};
 
 use super::rules;
 use crate::eqsat::facts::add;
 
-/// Pieces that attention of one token is split into.
-const PARTS: i64 = 8;
+/// Pieces that attention of one token is split into: few cost less to put together, and with the key heads, which are iterations too,
+/// they occupy some threads.
+fn parts(kv_heads: i64) -> i64 {
+    (8 / kv_heads.max(1)).max(4)
+}
 
 rules! {
     /// Attention of one token in pieces of the positions that it sees: heads that share keys read them once.
     "attend-split" Fuse Reassociates: "(attend ?q ?state ?pos ?seq ?pages ?scale ?window ?cap ?page)" =>
-        "(attend_merge (attend_parts ?q ?state ?pos ?seq ?pages ?scale ?window ?cap ?page 8))" if "there is one token", |g, b| {
+        "(attend_merge (attend_parts ?q ?state ?pos ?seq ?pages ?scale ?window ?cap ?page ?parts))" if "there is one token", |g, b| {
             let one = b.shape(g, "q")?.first()?.as_const() == Some(1);
+            let Ty::Kv(kv) = b.facts(g, "state")?.ty.as_ref()? else { return None };
+            let count = parts(kv.heads as i64);
             let operands = ["q", "state", "pos", "seq", "pages"].map(|n| b.id(n));
             let operands: Vec<_> = operands.into_iter().collect::<Option<_>>().filter(|_| one)?;
             let attrs = ["scale", "window", "cap", "page"].map(|n| b.attr(g, n));
             let mut attrs: Vec<Attr> = attrs.into_iter().collect::<Option<_>>()?;
-            attrs.push(Attr::Int(PARTS));
+            attrs.push(Attr::Int(count));
             let parts = add(g, Op::AttendParts, &operands, attrs)?;
             add(g, Op::AttendMerge, &[parts], vec![])
         };
