@@ -12,6 +12,7 @@ use marquetry_ir::program::KernelFn;
 use crate::extent::eval_extent;
 use crate::governor::Governor;
 use crate::memory::{ALIGN, Arena, States, eval_bytes};
+use crate::micro::ask_range;
 use crate::module::{Function, KERNEL_ALIGN, Port};
 use crate::pool::{Pool, Worker};
 use crate::timeline::{Stamps, Timeline};
@@ -19,6 +20,9 @@ use crate::{RuntimeError, module::Call};
 
 /// Largest extent of a parallel loop; keeps counters far from overflow.
 const MAX_EXTENT: i64 = 1 << 40;
+
+/// Bytes of weights that a thread asks for while it waits.
+const ASK: u64 = 8 << 10;
 
 /// What is kept between runs.
 pub(crate) struct Frame {
@@ -137,7 +141,7 @@ impl Step<'_> {
         };
         for (i, call) in self.calls.iter().enumerate() {
             if call.sync && w.count > 1 {
-                w.barrier_or(|| help(since..i));
+                w.barrier_or(|| self.ask(i, w), || help(since..i));
                 since = i;
             }
             stamp(i, 0);
@@ -155,6 +159,20 @@ impl Step<'_> {
         }
         if w.count > 1 {
             help(since..self.calls.len());
+        }
+    }
+
+    /// Asks for the weights that a worker's share of the next product begins with, before a launch that waits.
+    #[inline]
+    fn ask(&self, launch: usize, w: Worker<'_>) {
+        let Some(next) = self.calls[launch].ask else { return };
+        let call = &self.calls[next as usize];
+        let extent = self.loops[next as usize].extent.max(1) as u64;
+        let [first, _] = self.share(next as usize, w.index, w.count);
+        let total: u64 = call.weights.iter().map(|(_, bytes)| bytes).sum();
+        for &(entry, bytes) in &call.weights {
+            let from = self.table[w.index * self.width + entry as usize];
+            ask_range(from.wrapping_add((bytes / extent * first as u64) as usize), (ASK * bytes / total) as usize);
         }
     }
 

@@ -62,6 +62,10 @@ pub(crate) struct Call {
     pub sync: bool,
     /// Every thread makes it.
     pub own: bool,
+    /// Entries of the table that are weights, and their bytes, if an iteration reads the rows that stand at its place.
+    pub weights: Vec<(u32, u64)>,
+    /// The next product, for whose weights threads ask while they wait to make this call.
+    pub ask: Option<u32>,
 }
 
 /// The arguments of every launch, as far as they do not depend on memory given later.
@@ -288,6 +292,24 @@ impl Checker<'_> {
     }
 }
 
+/// The weights of each product are asked for at the first barrier after the product before it: what lies between leaves memory idle.
+fn plan_asking(calls: &mut [Call]) {
+    let mut next = None;
+    for i in (0..calls.len()).rev() {
+        if !calls[i].weights.is_empty() {
+            next = Some(i as u32);
+        }
+        calls[i].ask = next.filter(|_| calls[i].sync);
+    }
+    let mut asked = None;
+    for c in calls {
+        match c.ask {
+            a if a == asked => c.ask = None,
+            a => asked = a.or(asked),
+        }
+    }
+}
+
 impl Function {
     /// Checks a program against its code and weights, and prepares it for running.
     ///
@@ -362,7 +384,7 @@ impl Function {
             if own && k.parallel_extent().is_some() {
                 return Err(wrong(format!("kernel `{}` writes each thread's own memory in a parallel loop", k.name)));
             }
-            calls.push(Call { kernel: l.kernel.0, args: first as u32, sync: l.sync, own });
+            let mut read = vec![];
             for (i, (id, decl)) in l.args.iter().zip(&k.buffers).enumerate() {
                 checker.argument(l.kernel.0, i, decl, id.0)?;
                 let place = &program.buffers[id.0 as usize].place;
@@ -385,11 +407,18 @@ impl Function {
                         if !(pointer as u64).is_multiple_of(KERNEL_ALIGN) {
                             return Err(wrong(format!("weight {w} is not aligned to {KERNEL_ALIGN} bytes")));
                         }
+                        let b = &program.buffers[id.0 as usize];
+                        read.extend(byte_range(b.dtype, &b.shape, &program.syms).map(|(_, bytes)| (entry, bytes)));
                     }
                 }
                 table.push(pointer);
             }
+            if k.parallel_extent().is_none() {
+                read.clear();
+            }
+            calls.push(Call { kernel: l.kernel.0, args: first as u32, sync: l.sync, own, weights: read, ask: None });
         }
+        plan_asking(&mut calls);
         let guards = checker.guards;
         let extents: Vec<_> = program.kernels.iter().map(|k| k.parallel_extent().cloned()).collect();
         let frame = Mutex::new(Frame::new(calls.len(), inputs.len(), outputs.len()));
@@ -459,5 +488,32 @@ impl Function {
     /// Name, element type and shape of every output.
     pub fn outputs(&self) -> impl Iterator<Item = (&str, DType, &[Dim])> {
         self.outputs.iter().map(|p| (p.name.as_str(), p.buffers[0].0, p.buffers[0].1.as_slice()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_product_is_asked_for_once_and_early() {
+        let call = |sync, weights: &[u32]| {
+            let weights = weights.iter().map(|&entry| (entry, 64)).collect();
+            Call { kernel: 0, args: 0, sync, own: false, weights, ask: None }
+        };
+        // Waits before 1, 3, 4, 5 and 7; products are 2, 5 and 7.
+        let mut calls = [
+            call(false, &[]),
+            call(true, &[]),
+            call(false, &[0, 1]),
+            call(true, &[]),
+            call(true, &[]),
+            call(true, &[2]),
+            call(false, &[]),
+            call(true, &[3]),
+            call(true, &[]),
+        ];
+        plan_asking(&mut calls);
+        assert_eq!(calls.map(|c| c.ask), [None, Some(2), None, Some(5), None, None, None, Some(7), None]);
     }
 }

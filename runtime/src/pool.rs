@@ -97,20 +97,21 @@ impl Worker<'_> {
     /// [`Pool::run`] reports the panic.
     #[inline]
     pub fn barrier(&self) {
-        self.barrier_or(|| {});
+        self.barrier_or(|| {}, || {});
     }
 
-    /// Like [`Worker::barrier`]; a thread that waits for long calls `meanwhile` once. It counts as being here already: the others
-    /// do not wait for what it does.
+    /// Like [`Worker::barrier`]; a thread calls `first` when it has come, and `meanwhile` when it waits for long. It counts as being here
+    /// already: the others do not wait for what it does.
     ///
     /// Each thread writes a cache line of its own and reads those of the others. A core far away needs a few hundred nanoseconds
     /// to see a line change, and this takes one such time where a shared counter takes two or three.
     #[inline]
-    pub fn barrier_or(&self, meanwhile: impl FnOnce()) {
+    pub fn barrier_or(&self, first: impl FnOnce(), meanwhile: impl FnOnce()) {
         let arrived = &self.shared.arrived[..self.count];
         let own = &arrived[self.index].0;
         let number = own.load(Ordering::Relaxed) + 1;
         own.store(number, Ordering::Release);
+        first();
         let mut meanwhile = Some(meanwhile);
         let mut spins = 0;
         for other in arrived {

@@ -41,7 +41,7 @@ pub fn peaks(pool: &Pool, bytes: usize) -> Result<Peaks, RuntimeError> {
         let work = |_: Worker<'_>| {
             black_box(f(level, INSTRUCTIONS));
         };
-        Ok(Some(fastest(pool, (INSTRUCTIONS * each * pool.threads() as u64) as f64, &work)?))
+        Ok(Some(median(pool, (INSTRUCTIONS * each * pool.threads() as u64) as f64, &work)?))
     };
     Ok(Peaks { read, flops: rate(Arithmetic::floats)?, int8_ops: rate(Arithmetic::bytes)? })
 }
@@ -61,7 +61,7 @@ pub fn read_bandwidth(pool: &Pool, bytes: usize) -> Result<f64, RuntimeError> {
         let mine = data.chunks(share.max(1)).nth(w.index).unwrap_or_default();
         black_box(sum(mine));
     };
-    fastest(pool, (words * 8) as f64, &work)
+    median(pool, (words * 8) as f64, &work)
 }
 
 /// Sums that do not wait for each other, so that reading is what takes time.
@@ -80,7 +80,7 @@ fn sum(data: &[[u8; 8]]) -> u64 {
 }
 
 /// Work per second in the median pass; one more before them is not counted.
-fn fastest(pool: &Pool, work: f64, f: &(dyn for<'a> Fn(Worker<'a>) + Sync)) -> Result<f64, RuntimeError> {
+fn median(pool: &Pool, work: f64, f: &(dyn for<'a> Fn(Worker<'a>) + Sync)) -> Result<f64, RuntimeError> {
     pool.run(f)?;
     let mut seconds = [0.0; PASSES];
     for s in &mut seconds {

@@ -26,6 +26,13 @@ fn line(at: *const u8) {
     let _ = at;
 }
 
+/// Asks for `bytes` from an address on.
+pub fn ask_range(from: *const u8, bytes: usize) {
+    for at in (0..bytes).step_by(64) {
+        line(from.wrapping_add(at));
+    }
+}
+
 /// Asks for what comes [`AHEAD`] bytes after the `bytes` at `from`.
 #[inline(always)]
 pub fn ask(from: *const u8, bytes: usize) {

@@ -23,6 +23,7 @@ pub(crate) use ahead::ask;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::sdot;
 
+pub(crate) use ahead::ask_range;
 use marquetry_ir::loops::{MicroOp, Routine};
 use marquetry_ir::{DType, Packed};
 

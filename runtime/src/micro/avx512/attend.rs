@@ -192,13 +192,7 @@ unsafe fn by_columns(job: Job, columns: &Columns, scores: *mut __m512, next: usi
 /// Products of `T` rows, which are all, with a chunk of keys: four positions at a time, summed over features at the end.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
-unsafe fn by_rows<const D: u8, const T: usize>(
-    job: Job,
-    chunk: Chunk,
-    later: Chunk,
-    scores: *mut __m512,
-    next: usize,
-) {
+unsafe fn by_rows<const D: u8, const T: usize>(job: Job, chunk: Chunk, later: Chunk, scores: *mut __m512, next: usize) {
     unsafe {
         let keys = job.keys.add(chunk.slot * size::<D>());
         let last = chunk.count - 1;
