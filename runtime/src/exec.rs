@@ -169,10 +169,13 @@ impl Step<'_> {
         let call = &self.calls[next as usize];
         let extent = self.loops[next as usize].extent.max(1) as u64;
         let [first, _] = self.share(next as usize, w.index, w.count);
-        let total: u64 = call.weights.iter().map(|(_, bytes)| bytes).sum();
+        let total = call.weights.iter().map(|(_, bytes)| bytes).sum::<u64>().max(1);
         for &(entry, bytes) in &call.weights {
             let from = self.table[w.index * self.width + entry as usize];
-            ask_range(from.wrapping_add((bytes / extent * first as u64) as usize), (ASK * bytes / total) as usize);
+            ask_range(
+                from.wrapping_add((bytes / extent * first as u64) as usize),
+                (ASK.saturating_mul(bytes) / total) as usize,
+            );
         }
     }
 

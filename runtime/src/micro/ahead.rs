@@ -66,7 +66,8 @@ pub fn ask_row<const D: u8>(job: Job, at: *const u8) {
 #[inline(always)]
 pub fn ask_rows<const D: u8>(job: Job, from: *const u8, chunk: Chunk) {
     for j in 0..chunk.count {
-        ask_row::<D>(job, from.wrapping_add((chunk.slot + j * job.slot) * size::<D>()));
+        let slot = chunk.slot.wrapping_add(j * job.slot);
+        ask_row::<D>(job, from.wrapping_add(slot.wrapping_mul(size::<D>())));
     }
 }
 
