@@ -564,7 +564,7 @@ pub(super) fn attend_parts(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
     attention(c, i, x, ty, &[], &mut |scores, value, out| {
         let (blocks, width) = (scores.len().div_ceil(16), out.len() / parts);
         for (p, out) in out.chunks_exact_mut(width).enumerate() {
-            let [first, end] = [p, p + 1].map(|p| (p * blocks / parts * 16).min(scores.len()));
+            let [first, end] = [p, p + 1].map(|p| ((p * blocks).div_ceil(parts) * 16).min(scores.len()));
             let piece = &scores[first..end];
             let (max, weights) = exponentials(piece);
             out[width - 2..].copy_from_slice(&[max.max(-1e30), weights.iter().sum()]);

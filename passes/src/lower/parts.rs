@@ -62,7 +62,7 @@ pub fn parts(cx: &mut Cx<'_>, inst: &Inst, out: Buf) -> Lowered<()> {
     let s = name(cx, "s", s);
     let first = if window > 0 { (at.clone() - (window - 1)).max(Expr::idx(0)) } else { Expr::idx(0) };
     let blocks = name(cx, "blocks", (at.clone() - first.clone() + STEP) / STEP);
-    let bound = |part: Expr| first.clone() + part * blocks.clone() / count * STEP;
+    let bound = |part: Expr| first.clone() + (part * blocks.clone() + (count - 1)) / count * STEP;
     let begin = name(cx, "begin", bound(part.clone()));
     let end = name(cx, "end", (bound(part.clone() + 1) - 1).min(at));
     let row = |cx: &mut Cx<'_>, f: &mut dyn FnMut(&mut Cx<'_>, Expr) -> Lowered<Vec<Stmt>>| {
