@@ -12,8 +12,10 @@ pub struct Job {
     pub q: *const f32,
     pub keys: *const u8,
     pub values: *const u8,
-    /// Pages of the sequence, and how many there is room for.
+    /// Pages of the sequence.
     pub pages: *const i32,
+    /// How many of them there is room for.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub table: usize,
     /// First and last position of each row, three numbers apart.
     pub meta: *const i64,
@@ -93,6 +95,7 @@ impl Job {
 
     /// As [`Job::chunk`], to be asked for: of a position that need not be one of the sequence, as far as there is room for it. Where that
     /// begins means nothing then.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     #[inline(always)]
     pub unsafe fn later(self, at: usize, most: usize) -> Option<Chunk> {
         // SAFETY: the table has an entry for the page.
