@@ -341,7 +341,9 @@ fn micro_op() -> impl Strategy<Value = MicroOp> {
     let float = prop::sample::select(vec![DType::F32, DType::F16, DType::BF16]);
     prop_oneof![
         packed.clone().prop_map(MicroOp::Dot),
+        packed.clone().prop_map(MicroOp::UnpackPairs),
         packed.prop_map(MicroOp::Unpack),
+        Just(MicroOp::Pairs),
         Just(MicroOp::Quantize),
         float.clone().prop_map(MicroOp::Fma),
         (float, any::<u32>(), any::<u32>()).prop_map(|(dtype, scale, cap)| MicroOp::Attend(Attend {

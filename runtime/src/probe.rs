@@ -136,7 +136,7 @@ mod x86 {
     impl Arithmetic {
         pub fn best() -> Option<Arithmetic> {
             Level::available().iter().find_map(|l| match l {
-                Level::Avx512 => Some(Arithmetic::Avx512),
+                Level::Amx | Level::Avx512 => Some(Arithmetic::Avx512),
                 Level::AvxVnni => Some(Arithmetic::AvxVnni),
                 Level::Avx2 => Some(Arithmetic::Avx2),
                 _ => None,

@@ -87,7 +87,9 @@ fn both(op: MicroOp, args: Vec<Arg>, sizes: &[usize]) -> impl Iterator<Item = (L
 fn all(op: MicroOp, args: Vec<Arg>, sizes: &[usize]) -> impl Iterator<Item = (Level, Vec<BufData>, Vec<BufData>)> {
     let expected = interpret(op, &args, sizes);
     let sizes: Vec<i64> = sizes.iter().map(|s| *s as i64).collect();
-    Level::available().into_iter().map(move |level| {
+    let matrix = matches!(op, MicroOp::Pairs | MicroOp::UnpackPairs(_));
+    let levels = Level::available().into_iter().filter(move |l| !matrix || l.matrix());
+    levels.map(move |level| {
         let routine = level.routine(&op).unwrap_or_else(|| panic!("no routine of {} for {op}", level.name()));
         let mut found: Vec<BufData> = args.iter().map(|a| a.data.clone()).collect();
         let mut numbers = sizes.clone();
@@ -213,6 +215,46 @@ fn unpacked_weights() {
             let op = MicroOp::Unpack(p);
             for (level, e, f) in both(op, args, &[blocks, groups]) {
                 assert_eq!(e, f, "{op}, {}", level.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_pairs() {
+    let mut noise = Noise(8);
+    let more = [[17, 1, 1], [32, 4, 18], [33, 3, 41], [48, 6, 20], [130, 4, 64]];
+    for [tokens, blocks, groups] in sizes().into_iter().chain(more) {
+        let acc = floats(DType::F32, tokens * blocks * 8, &mut noise, 1.0);
+        let [rows, k] = [blocks * 8, groups * 32];
+        // Panels may be wider than what is multiplied.
+        let wide = rows + 8 * noise.below(2);
+        let args = [
+            Arg::new(&[tokens * blocks, 8], acc),
+            Arg::new(&[k / 2, wide, 2], floats(DType::BF16, k * wide, &mut noise, 1.0)),
+            Arg::new(&[tokens, k], floats(DType::BF16, tokens * k, &mut noise, 1.0)),
+        ];
+        let by = noise.below(3);
+        let args = args.into_iter().map(|a| a.moved(by)).collect();
+        for (level, e, f) in both(MicroOp::Pairs, args, &[tokens, blocks, groups]) {
+            close(MicroOp::Pairs, level, (&e, &f), 3e-6);
+        }
+    }
+}
+
+#[test]
+fn unpacked_pairs() {
+    let mut noise = Noise(9);
+    for p in GgufType::ALL.map(Packed::for_gguf) {
+        for [_, blocks, groups] in sizes() {
+            let out = BufData::zeros(DType::BF16, blocks * groups * 256);
+            let mut args = vec![Arg::new(&[groups * 16, blocks * 8, 2], out)];
+            args.extend(planes(p, blocks, groups, &mut noise));
+            let op = MicroOp::UnpackPairs(p);
+            for (level, e, f) in all(op, args, &[blocks, groups]) {
+                // Zeros may have either sign.
+                let [e, f] = [&e[0], &f[0]].map(|d| d.bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)));
+                assert!(e.eq(f), "{op}, {}", level.name());
             }
         }
     }

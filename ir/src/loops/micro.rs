@@ -31,6 +31,12 @@ pub enum MicroOp {
     Fma(DType),
     /// Packed rows as row blocks of f32: `out[blocks, 32 * groups, 8]` from the planes. Sizes: blocks, groups.
     Unpack(Packed),
+    /// Products of bf16 activations and panels of bf16 in pairs along k, as matrix units read them; sums are f32, in any order.
+    ///
+    /// `acc f32[tokens * blocks, 8] = x[tokens, 32 * groups] * w[16 * groups, 8 * blocks, 2]`. Sizes: tokens, blocks, groups.
+    Pairs,
+    /// Packed rows rounded to bf16, in pairs: `out[16 * groups, 8 * blocks, 2]` from the planes. Sizes: blocks, groups.
+    UnpackPairs(Packed),
     /// Attention of rows of queries, each over a range of positions of a paged cache; sums are taken in any order.
     ///
     /// `out f32[rows, dim] = softmax(q[rows, dim] * keys) * values`, from `out`, `q`, `keys[slots, heads, dim]` and `values` at one
@@ -98,11 +104,13 @@ impl MicroOp {
                 all
             }
             MicroOp::Fma(d) => vec![p(DType::F32, 2), p(d, 3), p(DType::F32, 2)],
-            MicroOp::Unpack(w) => {
-                let mut all = vec![p(DType::F32, 3)];
+            MicroOp::Unpack(w) | MicroOp::UnpackPairs(w) => {
+                let to = if self == MicroOp::Unpack(w) { DType::F32 } else { DType::BF16 };
+                let mut all = vec![p(to, 3)];
                 all.extend(planes(w));
                 all
             }
+            MicroOp::Pairs => vec![p(DType::F32, 2), p(DType::BF16, 3), p(DType::BF16, 2)],
             MicroOp::Attend(a) => {
                 let (rows, cache) = (p(DType::F32, 2), p(a.dtype, 3));
                 vec![rows, rows, cache, cache, p(DType::I32, 2), p(DType::I64, 2)]
@@ -124,9 +132,9 @@ impl MicroOp {
     /// Names of the sizes, in order.
     pub fn sizes(self) -> &'static [&'static str] {
         match self {
-            MicroOp::Dot(_) => &["tokens", "blocks", "groups"],
+            MicroOp::Dot(_) | MicroOp::Pairs => &["tokens", "blocks", "groups"],
             MicroOp::Fma(_) => &["tokens", "blocks", "k"],
-            MicroOp::Unpack(_) => &["blocks", "groups"],
+            MicroOp::Unpack(_) | MicroOp::UnpackPairs(_) => &["blocks", "groups"],
             MicroOp::Attend(_) => &["rows", "dim", "page"],
             MicroOp::Quantize => &["rows", "groups"],
         }
@@ -139,6 +147,8 @@ impl fmt::Display for MicroOp {
             MicroOp::Dot(p) => write!(f, "dot {}", Elem::Packed(*p)),
             MicroOp::Fma(d) => write!(f, "fma {d}"),
             MicroOp::Unpack(p) => write!(f, "unpack {}", Elem::Packed(*p)),
+            MicroOp::Pairs => write!(f, "pairs"),
+            MicroOp::UnpackPairs(p) => write!(f, "unpack_pairs {}", Elem::Packed(*p)),
             MicroOp::Attend(a) => {
                 let parts = if a.parts { " parts" } else { "" };
                 write!(f, "attend {} {:08x} {:08x}{parts}", a.dtype, a.scale, a.cap)
@@ -163,6 +173,8 @@ impl FromStr for MicroOp {
             ["dot", p] => packed(p).map(MicroOp::Dot),
             ["fma", d] => float(d).map(MicroOp::Fma),
             ["unpack", p] => packed(p).map(MicroOp::Unpack),
+            ["pairs"] => Ok(MicroOp::Pairs),
+            ["unpack_pairs", p] => packed(p).map(MicroOp::UnpackPairs),
             ["quantize"] => Ok(MicroOp::Quantize),
             ["attend", d, scale, cap, more @ ..] if matches!(more, [] | ["parts"]) => {
                 let parts = !more.is_empty();
@@ -272,6 +284,8 @@ impl Micro {
             MicroOp::Dot(p) => self.dot(k, p),
             MicroOp::Fma(_) => self.fma(k),
             MicroOp::Unpack(p) => self.unpack(k, p),
+            MicroOp::Pairs => self.pairs(k),
+            MicroOp::UnpackPairs(p) => self.unpack_pairs(k, p),
             MicroOp::Attend(a) => self.attend(k, a),
             MicroOp::Quantize => self.quantize(k),
         }
@@ -400,6 +414,54 @@ impl Micro {
                             false => s * (q - i64::from(p.zero)).cast(DType::F32),
                         };
                         vec![self.store(&[b.clone(), g.clone() * 32 + j, r], value)]
+                    }));
+                }
+                body
+            })]
+        })]
+    }
+
+    fn pairs(&self, k: &mut Kernel) -> Vec<Stmt> {
+        let [tokens, blocks, groups] = [0, 1, 2].map(|i| self.sizes[i].clone());
+        vec![each(k, "t", tokens, |k, t| {
+            vec![each(k, "b", blocks.clone(), |k, b| {
+                let row = t.clone() * blocks.clone() + b.clone();
+                let zero = each(k, "r", Expr::idx(8), |_, r| vec![self.store(&[row.clone(), r], Expr::float(0.0))]);
+                let sum = each(k, "p", groups * 16, |k, p| {
+                    vec![each(k, "r", Expr::idx(8), |k, r| {
+                        let mut value = self.load(k, 0, &[row.clone(), r.clone()]);
+                        for half in 0..2 {
+                            let at = [p.clone(), b.clone() * 8 + r.clone(), Expr::idx(half)];
+                            let w = self.load(k, 1, &at).cast(DType::F32);
+                            let x = self.load(k, 2, &[t.clone(), p.clone() * 2 + half]).cast(DType::F32);
+                            value = x.fma(w, value);
+                        }
+                        vec![self.store(&[row.clone(), r], value)]
+                    })]
+                });
+                vec![zero, sum]
+            })]
+        })]
+    }
+
+    fn unpack_pairs(&self, k: &mut Kernel, p: Packed) -> Vec<Stmt> {
+        let [blocks, groups] = [0, 1].map(|i| self.sizes[i].clone());
+        vec![each(k, "b", blocks, |k, b| {
+            vec![each(k, "g", groups, |k, g| {
+                let mut body = vec![];
+                for j in 0..32 {
+                    body.push(each(k, "r", Expr::idx(8), |k, r| {
+                        let word = |i| self.load(k, 1, &[b.clone(), g.clone(), Expr::idx(i), r.clone()]);
+                        let q = element(p, j, word).cast(DType::F32);
+                        let group = i64::from(p.group);
+                        let plane = [b.clone(), g.clone() * (32 / group) + j / group, r.clone()];
+                        let s = self.side(k, 2, &plane);
+                        let value = match p.min {
+                            true => s.fma(q, self.side(k, 3, &plane)),
+                            false => s * (q - Expr::float(f32::from(p.zero))),
+                        };
+                        let at = [g.clone() * 16 + j / 2, b.clone() * 8 + r, Expr::idx(j % 2)];
+                        vec![self.store(&at, value.cast(DType::BF16))]
                     }));
                 }
                 body

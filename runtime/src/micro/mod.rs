@@ -7,6 +7,8 @@
 
 mod activations;
 mod ahead;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -30,6 +32,8 @@ use marquetry_ir::{DType, Packed};
 /// Instruction sets that routines are written for, of each architecture the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
+    /// AMX with bf16, a matrix unit, beside all that AVX-512 stands for.
+    Amx,
     /// AVX-512 with VNNI: 512-bit vectors.
     Avx512,
     /// AVX2 with FMA, F16C and AVX-VNNI.
@@ -56,6 +60,7 @@ impl Level {
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c")
         {
+            all.extend(amx::available().then_some(Level::Amx));
             all.push(Level::Avx512);
         }
         #[cfg(target_arch = "x86_64")]
@@ -71,9 +76,15 @@ impl Level {
         all
     }
 
+    /// Has it products of bf16 by a matrix unit?
+    pub fn matrix(self) -> bool {
+        self == Level::Amx
+    }
+
     /// What it is called.
     pub fn name(self) -> &'static str {
         match self {
+            Level::Amx => "AMX",
             Level::Avx512 => "AVX-512",
             Level::AvxVnni => "AVX-VNNI",
             Level::Avx2 => "AVX2",
@@ -85,6 +96,8 @@ impl Level {
     /// The routine of this level. Calling it needs a CPU that has the level.
     pub fn routine(self, op: &MicroOp) -> Option<Routine> {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => amx::routine(op),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => avx512::routine(op),
             #[cfg(target_arch = "x86_64")]
@@ -130,6 +143,7 @@ impl Routines {
     /// Finds them; each can run on this CPU.
     pub fn lookup(self) -> Lookup {
         match self.level() {
+            Some(Level::Amx) => |op| Level::Amx.routine(op),
             Some(Level::Avx512) => |op| Level::Avx512.routine(op),
             Some(Level::AvxVnni) => |op| Level::AvxVnni.routine(op),
             Some(Level::Avx2) => |op| Level::Avx2.routine(op),

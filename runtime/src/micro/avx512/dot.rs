@@ -154,7 +154,7 @@ unsafe fn add<L: Layout, const T: usize, const SUB: usize>(rows: Rows, x: Tokens
 /// The bytes of elements `4 * I ..` of a group of 16 rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn quad<L: Layout, const I: usize>(data: [*const u8; 2]) -> __m512i {
+pub unsafe fn quad<L: Layout, const I: usize>(data: [*const u8; 2]) -> __m512i {
     unsafe {
         let [a, b] = [part::<L, 8, I>(data), part::<L, 4, I>(data)];
         let [c, d] = [part::<L, 2, I>(data), part::<L, 1, I>(data)];
@@ -179,6 +179,6 @@ unsafe fn part<L: Layout, const W: u8, const I: usize>([a, b]: [*const u8; 2]) -
 /// Scales or minima of 16 rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
-unsafe fn plane<L: Layout>(from: [*const u8; 2], at: usize) -> __m512 {
+pub unsafe fn plane<L: Layout>(from: [*const u8; 2], at: usize) -> __m512 {
     unsafe { join(side::<__m256, L>(from[0].add(at)), side::<__m256, L>(from[1].add(at))) }
 }

@@ -11,6 +11,7 @@ use marquetry_ir::loops::{MicroOp, Routine};
 use super::{for_float, for_layout};
 use attend::attend;
 use dot::dot;
+pub use dot::{plane, quad};
 use float::fma;
 use quantize::quantize;
 
@@ -23,5 +24,6 @@ pub fn routine(op: &MicroOp) -> Option<Routine> {
         MicroOp::Fma(d) => for_float!(d, fma),
         MicroOp::Attend(a) => for_float!(a.dtype, attend),
         MicroOp::Quantize => Some(quantize),
+        MicroOp::Pairs | MicroOp::UnpackPairs(_) => None,
     }
 }
