@@ -320,7 +320,7 @@ impl<'a> Grouping<'a> {
                 self.close(i, set);
             }
         }
-        let after: HashMap<usize, usize> = (0..n).filter_map(|i| Some((i, self.quantized(i)?))).collect();
+        let after: HashMap<usize, usize> = (0..n).filter_map(|i| Some((i, self.rounded(i)?))).collect();
         for i in 0..n {
             if self.open(i) && is_row(self.op(i)) && !after.values().any(|q| *q == i) {
                 let set = self.rows(i);
@@ -469,18 +469,26 @@ impl<'a> Grouping<'a> {
         }
     }
 
-    /// The quantization that alone reads the attention `i`, if each head is a whole number of its groups.
-    fn quantized(&self, i: usize) -> Option<usize> {
-        let attends = lowered_whole(self.op(i)) && !self.wanted[i] && self.users[i].len() == 1;
-        let q = self.users[i].first().copied().filter(|q| attends && self.op(*q) == Op::Quantize)?;
+    /// What alone reads the attention `i` and rounds it: a quantization, if each head is a whole number of its groups, or a conversion
+    /// of whole rows.
+    fn rounded(&self, i: usize) -> Option<usize> {
+        let attends = lowered_whole(self.op(i)) && self.op(i) != Op::AttendParts;
+        let alone = attends && !self.wanted[i] && self.users[i].len() == 1;
+        let q = self.users[i].first().copied().filter(|_| alone)?;
         let head = self.shape(i).last().and_then(Dim::as_const)?;
+        let shape = self.shape(q);
+        let fits = match self.op(q) {
+            Op::Quantize => head % 32 == 0,
+            Op::Cast => shape.len() <= 3 && shape.len() >= 2 && shape[0] == self.shape(i)[0],
+            _ => false,
+        };
         // Reshapes alone keep the order of elements.
         let defs = self.f.defs();
         let mut at = defs[self.f.insts[q].operands[0].0 as usize]?;
         while self.op(at) == Op::Reshape {
             at = defs[self.f.insts[at].operands[0].0 as usize]?;
         }
-        (at == i && head % 32 == 0).then_some(q)
+        (at == i && fits).then_some(q)
     }
 
     /// Adds elementwise producers that nobody else reads.

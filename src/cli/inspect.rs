@@ -129,7 +129,8 @@ fn compile_options(model: &LoadedModel, args: &Args) -> (Bucket, Options) {
         BucketArg::Prefill => Bucket::Prefill,
     };
     let mut options = bucket_options(bucket, numerics, model.text.context.min(32_768));
-    options.target.micro = args.routines.level().is_some();
+    let level = args.routines.level();
+    (options.target.micro, options.target.matrix) = (level.is_some(), level.is_some_and(|l| l.matrix()));
     (bucket, options)
 }
 

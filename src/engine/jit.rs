@@ -81,7 +81,8 @@ impl Jit {
     fn pass_options(&self, bucket: Bucket) -> manager::Options {
         let mut options = bucket_options(bucket, self.numerics, self.options.context);
         options.cache_type = self.options.cache_type.or(options.cache_type);
-        options.target.micro = self.options.routines.level().is_some();
+        let level = self.options.routines.level();
+        (options.target.micro, options.target.matrix) = (level.is_some(), level.is_some_and(|l| l.matrix()));
         options
     }
 

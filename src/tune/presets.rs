@@ -17,7 +17,8 @@ pub struct Preset {
 }
 
 /// All families.
-pub static PRESETS: [Preset; 5] = [
+pub static PRESETS: [Preset; 6] = [
+    Preset { level: Level::Amx, source: "not measured: the defaults", params: &[] },
     Preset { level: Level::Avx512, source: "the defaults; tuning on Zen 5 kept them", params: &[] },
     Preset { level: Level::AvxVnni, source: "the defaults; tuning on Zen 5 kept them", params: &[] },
     Preset { level: Level::Avx2, source: "the defaults; tuning on Zen 5 kept them", params: &[] },
@@ -28,11 +29,12 @@ pub static PRESETS: [Preset; 5] = [
 /// The family of CPUs that run the routines of a level.
 pub fn preset(level: Level) -> &'static Preset {
     &PRESETS[match level {
-        Level::Avx512 => 0,
-        Level::AvxVnni => 1,
-        Level::Avx2 => 2,
-        Level::Dotprod => 3,
-        Level::Neon => 4,
+        Level::Amx => 0,
+        Level::Avx512 => 1,
+        Level::AvxVnni => 2,
+        Level::Avx2 => 3,
+        Level::Dotprod => 4,
+        Level::Neon => 5,
     }]
 }
 

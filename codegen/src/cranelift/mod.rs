@@ -202,6 +202,9 @@ fn compile_one(k: &Kernel, isa: &dyn TargetIsa, features: Features, opts: &Optio
     })
 }
 
+/// Bytes of a line of the cache.
+const LINE: u32 = 64;
+
 /// Cranelift IR of a kernel, and the micro-kernels whose routines it calls.
 fn translate(k: &Kernel, isa: &dyn TargetIsa, features: Features) -> Result<(Function, Vec<MicroOp>), String> {
     let mut sig = Signature::new(CallConv::triple_default(isa.triple()));
@@ -218,9 +221,15 @@ fn translate(k: &Kernel, isa: &dyn TargetIsa, features: Features) -> Result<(Fun
     let mut cx = Cx::new(k, features, b, params);
     let narrowest = narrowest(&k.body);
     for (i, bytes) in local_bytes(k)?.into_iter().enumerate().filter(|(i, _)| k.buffers[*i].scope == Scope::Local) {
-        let data = StackSlotData::new(StackSlotKind::ExplicitSlot, bytes, 4);
+        // The stack itself is aligned to 16 bytes only. Rows of larger vectors and of tiles should not cross cache lines.
+        let line = if bytes >= LINE { LINE } else { 1 };
+        let data = StackSlotData::new(StackSlotKind::ExplicitSlot, bytes.saturating_add(line - 1), 4);
         let slot = cx.b.create_sized_stack_slot(data);
-        cx.bases[i] = Some(cx.pure().stack_addr(types::I64, slot, 0));
+        let mut at = cx.pure().stack_addr(types::I64, slot, i32::try_from(line - 1).unwrap_or(0));
+        if line > 1 {
+            at = cx.pure().band_imm_s(at, -i64::from(line));
+        }
+        cx.bases[i] = Some(at);
     }
     for (i, _) in k.buffers.iter().enumerate().filter(|(_, d)| d.scope == Scope::Reg) {
         let buf = Buf(i as u32);

@@ -5,7 +5,7 @@ mod attend;
 pub use attend::{Mask, Scale, Spelling, Weights, attend, attend_spelled};
 
 use super::build::Built;
-use super::{Attr, Builder, Op, Ty, TypeError, Value};
+use super::{Attr, Builder, Op, Ty, TypeError, Value, infer};
 use crate::{DType, Dim};
 
 /// Adds the expansion of an operator applied to operands and gives its result.
@@ -66,8 +66,9 @@ fn last(b: &Builder<'_>, x: Value) -> Result<f32, TypeError> {
 
 /// The product, its columns split into gate and up, and their gated product.
 pub fn glu_linear(b: &mut Builder<'_>, x: &[Value], a: &[Attr]) -> Built {
-    let act8 = b.func.ty(x[0]).as_tensor().is_some_and(|t| t.elem == crate::Elem::Act8);
-    let y = b.emit(if act8 { Op::QLinear } else { Op::Linear }, x, vec![])?;
+    let elem = |i: usize| b.func.ty(x[i]).as_tensor().map(|t| t.elem);
+    let narrow = elem(0).zip(elem(1)).is_some_and(|(x, w)| infer::is_narrow(x, w));
+    let y = b.emit(if narrow { Op::QLinear } else { Op::Linear }, x, vec![])?;
     let mut shape = b.shape(y);
     let axis = shape.len();
     let blocks = shape.pop().and_then(|d| d.div_exact(16)).unwrap_or_default();

@@ -296,14 +296,22 @@ pub fn linear(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
 pub fn qlinear(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
     let (x, w) = (tensor(t[0], "left side")?, tensor(t[1], "weight")?);
     match (x.elem, w.elem) {
-        (Elem::Act8, Elem::Packed(_)) => contract(s, x, w),
-        (x, w) => err("E0202", format!("needs act8 and a packed weight, got {x} and {w}")),
+        (Elem::Act8 | NARROW, Elem::Packed(_)) => contract(s, x, w),
+        (x, w) => err("E0202", format!("needs act8 or bf16 and a packed weight, got {x} and {w}")),
     }
 }
 
+/// Activations beside which `qlinear` rounds weights, too.
+const NARROW: Elem = Elem::Scalar(DType::BF16);
+
+/// Is a product of these a `qlinear`? Else it is a `linear`.
+pub fn is_narrow(x: Elem, w: Elem) -> bool {
+    x == Elem::Act8 || x == NARROW && matches!(w, Elem::Packed(_))
+}
+
 pub fn glu_linear(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
-    let act8 = tensor(t[0], "left side")?.elem == Elem::Act8;
-    let Ty::Tensor(mut y) = (if act8 { qlinear(s, t, a) } else { linear(s, t, a) })? else {
+    let narrow = is_narrow(tensor(t[0], "left side")?.elem, tensor(t[1], "weight")?.elem);
+    let Ty::Tensor(mut y) = (if narrow { qlinear(s, t, a) } else { linear(s, t, a) })? else {
         return err("E0201", "a tensor".into());
     };
     let last = y.shape.len() - 1;

@@ -451,8 +451,10 @@ pub(super) fn reduce(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
 
 pub(super) fn linear(c: &Ctx<'_>, _: &Inst, x: &[&Val], ty: &Ty) -> Res {
     let (a, w) = (tensor(x[0])?, tensor(x[1])?);
-    let k = w.shape[1];
-    let (a, w) = (a.to_f32()?, w.to_f32()?);
+    product(c, a.to_f32()?, w.to_f32()?, w.shape[1], ty)
+}
+
+fn product(c: &Ctx<'_>, a: Arc<Vec<f32>>, w: Arc<Vec<f32>>, k: usize, ty: &Ty) -> Res {
     let mut y = Vec::new();
     for row in a.chunks(k.max(1)) {
         for col in w.chunks(k.max(1)) {
@@ -464,7 +466,12 @@ pub(super) fn linear(c: &Ctx<'_>, _: &Inst, x: &[&Val], ty: &Ty) -> Res {
 
 /// Quantized activations stand for their numbers, so the product over them is `linear`'s.
 pub(super) fn qlinear(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty) -> Res {
-    linear(c, i, x, ty)
+    let (a, w) = (tensor(x[0])?, tensor(x[1])?);
+    if matches!(a.data, Data::Exact(Elem::Act8, _)) {
+        return linear(c, i, x, ty);
+    }
+    let rounded = w.to_f32()?.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect();
+    product(c, a.to_f32()?, Arc::new(rounded), w.shape[1], ty)
 }
 
 pub(super) fn gather(c: &Ctx<'_>, _: &Inst, x: &[&Val], ty: &Ty) -> Res {

@@ -146,7 +146,8 @@ ops! {
 
     /// `y[.., o] = Σ_k x[.., k] w[o, k]`; `w` may be packed, then numbers are those of `dequant`.
     Linear = "linear" (x, w) {} Contract, infer::linear, interp::linear;
-    /// `linear` over 8-bit activations and a packed weight, with exact integer sums per group.
+    /// `linear` over narrow activations and a packed weight: of 8 bits with exact integer sums per group, or bf16 beside the weight's
+    /// numbers rounded to bf16, summed in f32.
     QLinear = "qlinear" (x, w) {} Contract, infer::qlinear, interp::qlinear;
 
     /// `act(gate) * up`, where the rows of `w` are gate and up rows interleaved in blocks of 8; `x` is f32 or act8.

@@ -7,7 +7,9 @@
 use marquetry_ir::graph::{Attr, Module, Op, Ty, TypeError, rebuild};
 use marquetry_ir::{DType, Elem};
 
-/// The module with f32 where it has quantized activations.
+use crate::eqsat::weight_arguments;
+
+/// The module with f32 where it has quantized activations, and without roundings to bf16.
 ///
 /// # Errors
 /// An operation that takes them and has no form for f32.
@@ -16,10 +18,25 @@ pub fn unrounded(m: &Module) -> Result<Module, TypeError> {
         Ty::Tensor(t) if t.elem == Elem::Act8 => Ty::tensor(DType::F32, t.shape.clone()),
         other => other.clone(),
     };
+    let is = |ty: &Ty, d: DType| ty.as_tensor().is_some_and(|t| t.elem == Elem::Scalar(d));
+    let weights = weight_arguments(m);
     let mut out = m.clone();
     for f in out.functions.iter_mut().filter(|f| f.kernel.is_none()) {
+        // What crosses functions is declared: all that is no weight.
+        let weight = |i: usize| weights.get(&f.name).is_some_and(|w| w.get(i) == Some(&true));
+        let args = f.args.iter().enumerate().filter(|(i, _)| !weight(*i)).map(|(_, (_, v))| *v);
+        let results = f.insts.iter().filter(|i| i.op == Op::Call).flat_map(|i| i.results.iter().copied());
+        for v in args.chain(results).collect::<Vec<_>>() {
+            let ty = &mut f.values[v.0 as usize].ty;
+            if let (true, Some(t)) = (is(ty, DType::BF16), ty.as_tensor()) {
+                *ty = Ty::tensor(DType::F32, t.shape.clone());
+            }
+        }
         *f = rebuild(&m.syms, f, &widen, &mut |b, inst, operands| match inst.op {
             Op::Quantize => Ok(Some(operands.to_vec())),
+            Op::Cast if inst.attrs == [Attr::DType(DType::BF16)] && is(b.func.ty(operands[0]), DType::F32) => {
+                Ok(Some(operands.to_vec()))
+            }
             Op::QLinear => Ok(Some(vec![b.emit(Op::Linear, operands, vec![])?])),
             _ => Ok(None),
         })?;
@@ -27,9 +44,9 @@ pub fn unrounded(m: &Module) -> Result<Module, TypeError> {
     Ok(out)
 }
 
-/// Does it round activations to 8 bits?
+/// Does it round activations beside quantized weights?
 pub fn rounds(m: &Module) -> bool {
-    m.functions.iter().flat_map(|f| &f.insts).any(|i| i.op == Op::Quantize)
+    m.functions.iter().flat_map(|f| &f.insts).any(|i| matches!(i.op, Op::Quantize | Op::QLinear))
 }
 
 /// Does it convert to narrow floats? Rules that approximate may leave out a rounding of these.

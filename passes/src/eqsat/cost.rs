@@ -1,7 +1,7 @@
 //! The cost model: integer picoseconds at one shape point.
 
 use marquetry_ir::graph::{Class, Op, Ty};
-use marquetry_ir::{Dim, Elem, Packed, Syms};
+use marquetry_ir::{DType, Dim, Elem, Packed, Syms};
 use serde::Serialize;
 
 /// Speeds of a target, per unit of work.
@@ -17,10 +17,16 @@ pub struct Target {
     pub dequant_ps: u64,
     /// One 8-bit multiply-add.
     pub i8_ps: u64,
+    /// One multiply-add of bf16 numbers by a matrix unit.
+    pub bf16_ps: u64,
+    /// One weight made a number of a panel of bf16, once for all tokens.
+    pub panel_ps: u64,
     /// One byte of weights that stays in memory beyond the smallest form: the time that is worth it.
     pub resident_ps: u64,
     /// Are there routines for micro-kernels?
     pub micro: bool,
+    /// Has it a matrix unit for bf16?
+    pub matrix: bool,
 }
 
 impl Target {
@@ -31,8 +37,11 @@ impl Target {
         f32_ps: 35,
         dequant_ps: 90,
         i8_ps: 12,
+        bf16_ps: 3,
+        panel_ps: 200,
         resident_ps: 20_000,
         micro: false,
+        matrix: false,
     };
 }
 
@@ -163,10 +172,12 @@ pub fn node(target: Target, syms: &Syms, op: Op, operands: &[&Ty], result: &Ty, 
             let k = k.map_or(1, |d| point(syms, d));
             let rows = rows.map_or(1, |d| point(syms, d));
             let lead = elements(syms, operands[0]) / k.max(1);
-            let int8 = operands[0].as_tensor().is_some_and(|t| t.elem == Elem::Act8);
+            let input = operands[0].as_tensor().map(|t| t.elem);
             let weight = operands.get(1).and_then(|t| t.as_tensor()).map(|t| t.elem);
+            let pairs = target.matrix && input == Some(Elem::Scalar(DType::BF16));
             let unit = match weight {
-                _ if int8 => target.i8_ps,
+                _ if input == Some(Elem::Act8) => target.i8_ps,
+                Some(Elem::Packed(_)) if pairs => target.bf16_ps + target.panel_ps / lead.max(1),
                 Some(Elem::Packed(_)) => target.dequant_ps,
                 _ => target.f32_ps,
             };

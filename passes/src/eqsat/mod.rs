@@ -33,7 +33,8 @@ use extract::{Problem, extract};
 use report::Facts;
 pub use report::{NotTaken, Report, Taken};
 use rules::horizontal::{MERGE_LINEARS, merge_siblings};
-pub use rules::{Exact, Phase, RULES, Rule};
+pub(crate) use bridge::weight_arguments;
+pub use rules::{Exact, Needs, Phase, RULES, Rule};
 use run::{RuleSet, saturate};
 
 /// Limits of one region.

@@ -55,7 +55,7 @@ pub type RuleSet<'a> = Vec<(&'a Rule, &'a [Form])>;
 /// The rules that a choice and its numerics allow, in rank order.
 pub fn allowed(config: &Config) -> RuleSet<'static> {
     let all = RULES.iter().zip(FORMS.iter().map(Vec::as_slice));
-    all.filter(|(r, _)| config.rules.allows(r.name) && r.allowed(config.numerics)).collect()
+    all.filter(|(r, _)| config.rules.allows(r.name) && r.allowed(config.numerics, config.target)).collect()
 }
 
 /// A region that takes longer hangs. Results do not depend on it: it can only fail.

@@ -10,7 +10,7 @@ use super::read::{Cx, Lowered, Planes};
 use super::row::{From, groups};
 use super::rows;
 
-/// `attend` stored to `out`: plain, or quantized per head, whose features are then whole groups.
+/// `attend` stored to `out`: plain, in any float type, or quantized per head, whose features are then whole groups.
 pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     if cx.micro && inst.op == Op::Attend {
         return rows::attend(cx, inst, out);
@@ -110,10 +110,7 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     body.push(bind);
     let scaled = |cx: &Cx<'_>, d: Expr| cx.k.load(acc, vec![d]) * total.clone();
     match out {
-        Planes::Plain(out) => body.push(cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
-            let e = scaled(cx, d.clone());
-            Ok(vec![cx.store(*out, vec![token.clone(), head.clone(), d], e)])
-        })?),
+        Planes::Plain(out) => body.push(plain(cx, *out, [&token, &head], dim, &scaled)?),
         Planes::Act8(q, scale, sum) if dim % 32 == 0 => {
             body.push(cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
                 let e = scaled(cx, d.clone());
@@ -135,6 +132,22 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     let extent = dim_expr(&(shape[0].clone() * Dim::from(heads)));
     cx.k.body = vec![Stmt::For { var, extent, kind: LoopKind::Parallel, body }];
     Ok(())
+}
+
+/// Stores a head, by feature, to `[tokens, heads, dim]`, or to the same in two axes, in the element type there.
+pub fn plain(
+    cx: &mut Cx<'_>,
+    out: Buf,
+    [token, head]: [&Expr; 2],
+    dim: i64,
+    get: &dyn Fn(&Cx<'_>, Expr) -> Expr,
+) -> Lowered<Stmt> {
+    cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
+        let to = cx.k.decl(out);
+        let e = get(cx, d.clone()).cast(to.dtype);
+        let inner = if to.shape.len() == 2 { vec![head.clone() * dim + d] } else { vec![head.clone(), d] };
+        Ok(vec![cx.store(out, [vec![token.clone()], inner].concat(), e)])
+    })
 }
 
 /// `acc += Σ_j scores[j] * values[slots[j]]`, a few groups of 8 features at a time, which stay in registers meanwhile.

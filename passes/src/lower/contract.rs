@@ -30,7 +30,8 @@ pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
     if total % blocks != 0 {
         return Err("row blocks do not pair up".into());
     }
-    let job = Job { x, w, y, result, out, rows: outputs, ratio, blocks };
+    let rounded = anchor.op == Op::QLinear && !matches!(cx.planes.get(&x), Some(Planes::Act8(..)));
+    let job = Job { x, w, rounded, y, result, out, rows: outputs, ratio, blocks };
     if cx.micro
         && let Some(body) = tiles::contract(cx, job, tokens, total)?
     {
@@ -79,7 +80,7 @@ fn experts(cx: &mut Cx<'_>, anchor: &Inst, result: Value, out: Buf) -> Lowered<(
     }
     let is_float = matches!(cx.planes.get(&w), Some(Planes::Rows8(_)));
     let blocks = if is_float && rows % 16 == 0 { 2 } else { 1 };
-    let job = Job { x, w, y, result, out, rows, ratio: 1, blocks };
+    let job = Job { x, w, rounded: false, y, result, out, rows, ratio: 1, blocks };
     let body = cx.each("b", &Dim::from(rows / 8 / blocks), LoopKind::Parallel, |cx, b| {
         let block = b * blocks;
         let each_token = cx.each("t", tokens, LoopKind::Serial, |cx, token| {
@@ -114,6 +115,8 @@ pub struct Job {
     pub x: Value,
     /// Weight.
     pub w: Value,
+    /// Are the weight's numbers rounded to bf16?
+    pub rounded: bool,
     /// Their product.
     pub y: Value,
     /// What the epilogue makes of it.
@@ -208,7 +211,7 @@ impl Job {
         let loop_ = cx.each("k", &k, LoopKind::Serial, |cx, k| {
             let mut body = vec![];
             for t in 0..tokens {
-                let x = cx.read(self.x, &Self::input(tile, t, k.clone()))?;
+                let x = cx.read(self.x, &Self::input(tile, t, k.clone()))?.cast(DType::F32);
                 for b in 0..self.blocks {
                     body.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| {
                         let block = tile.weights.clone() + b;
@@ -253,7 +256,7 @@ impl Job {
                     let sub = j / i64::from(p.group);
                     let mut xs = vec![];
                     for t in 0..tokens {
-                        xs.push(cx.read(self.x, &Self::input(tile, t, g.clone() * 32 + j))?);
+                        xs.push(cx.read(self.x, &Self::input(tile, t, g.clone() * 32 + j))?.cast(DType::F32));
                     }
                     body.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| {
                         let at = |i| vec![block.clone(), g.clone(), Expr::idx(i), r.clone()];
@@ -264,6 +267,7 @@ impl Job {
                             Some(m) => s * q.cast(DType::F32) + cx.k.load(m, plane).cast(DType::F32),
                             None => s * (q - i64::from(p.zero)).cast(DType::F32),
                         };
+                        let value = if self.rounded { value.cast(DType::BF16).cast(DType::F32) } else { value };
                         let sums = xs.iter().enumerate();
                         Ok(sums
                             .map(|(t, x)| self.add(cx, tile, t as i64, b, r.clone(), x.clone(), value.clone()))

@@ -6,6 +6,7 @@ use marquetry_ir::loops::micro::Attend;
 use marquetry_ir::loops::{BinOp, Buf, Expr, LoopKind, Scope, Stmt, UnOp, dim_expr};
 use marquetry_ir::{DType, Dim};
 
+use super::attend::plain;
 use super::map::nest;
 use super::read::{Cx, Lowered, Planes};
 use super::row::{From, groups};
@@ -90,7 +91,7 @@ pub fn parts(cx: &mut Cx<'_>, inst: &Inst, out: Buf) -> Lowered<()> {
     Ok(())
 }
 
-/// `attend_merge` stored to `out`: plain, or quantized per head, whose features are then whole groups.
+/// `attend_merge` stored to `out`: plain, in any float type, or quantized per head, whose features are then whole groups.
 pub fn merge(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     let x = inst.operands[0];
     let shape = cx.shape(x);
@@ -141,10 +142,10 @@ pub fn merge(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
 /// Stores a head of attention from scratch memory.
 fn finished(cx: &mut Cx<'_>, sum: Buf, token: &Expr, head: &Expr, dim: i64, out: &Planes) -> Lowered<Stmt> {
     match out {
-        Planes::Plain(out) => cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
-            let e = cx.k.load(sum, vec![Expr::idx(0), d.clone()]);
-            Ok(vec![cx.store(*out, vec![token.clone(), head.clone(), d], e)])
-        }),
+        Planes::Plain(out) => {
+            let get = |cx: &Cx<'_>, d: Expr| cx.k.load(sum, vec![Expr::idx(0), d]);
+            plain(cx, *out, [token, head], dim, &get)
+        }
         Planes::Act8(q, scale, total) if dim % 32 == 0 => {
             let (first, from) = (head.clone() * (dim / 32), From::Stored(sum, Expr::idx(0)));
             groups(cx, first, dim / 32, std::slice::from_ref(token), from, [*q, *scale, *total])

@@ -6,11 +6,12 @@ use marquetry_ir::graph::Inst;
 use marquetry_ir::loops::micro::Attend;
 use marquetry_ir::loops::{Buf, Expr, LoopKind, Micro, MicroOp, Node, Scope, Stmt, dim_expr};
 
+use super::attend::plain;
 use super::map::nest;
 use super::read::{Cx, Lowered, Planes};
 use super::row::{From, groups};
 
-/// `attend` stored to `out`: plain, or quantized per head, whose features are then whole groups.
+/// `attend` stored to `out`: plain, in any float type, or quantized per head, whose features are then whole groups.
 pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     let [q, state, pos, seq, pages] = inst.operands[..] else { return Err("`attend` takes five operands".into()) };
     let Some(Planes::Kv([keys, values])) = cx.planes.get(&state).cloned() else {
@@ -89,10 +90,10 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     body.push(call(op, [sum, query, keys, values, pages, meta], &kv_head, sizes));
     cx.forget();
     body.push(job.each(cx, |cx, token, head, row| match out {
-        Planes::Plain(out) => Ok(vec![cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
-            let e = cx.k.load(sum, vec![row.clone(), d.clone()]);
-            Ok(vec![cx.store(*out, vec![token.clone(), head.clone(), d], e)])
-        })?]),
+        Planes::Plain(out) => {
+            let get = |cx: &Cx<'_>, d: Expr| cx.k.load(sum, vec![row.clone(), d]);
+            Ok(vec![plain(cx, *out, [&token, &head], dim, &get)?])
+        }
         Planes::Act8(q, scale, total) if dim % 32 == 0 => {
             let (first, from) = (head.clone() * (dim / 32), From::Stored(sum, row.clone()));
             Ok(vec![groups(cx, first, dim / 32, std::slice::from_ref(&token), from, [*q, *scale, *total])?])

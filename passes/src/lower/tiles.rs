@@ -13,8 +13,44 @@ enum Operands {
     Quantized(Packed, Vec<Buf>),
     /// Row blocks of floats.
     Floats(Buf, Buf),
-    /// Quantized weights, activations that are not: rows are dequantized to a panel first.
-    Panel(Packed, Vec<Buf>, Buf),
+    /// Quantized weights, activations that are not: rows are dequantized to a panel first, of bf16 in pairs where activations are bf16.
+    Panel(Packed, Vec<Buf>, Buf, Form),
+}
+
+/// What a panel holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Floats,
+    Pairs,
+}
+
+impl Form {
+    /// The buffer for `blocks` of 8 rows.
+    fn shape(self, blocks: i64, k: i64) -> (DType, [i64; 3]) {
+        match self {
+            Form::Floats => (DType::F32, [blocks, k, 8]),
+            Form::Pairs => (DType::BF16, [k / 2, blocks * 8, 2]),
+        }
+    }
+
+    fn bytes(self, blocks: i64, k: i64) -> i64 {
+        let (dtype, shape) = self.shape(blocks, k);
+        shape.iter().product::<i64>() * dtype.size() as i64
+    }
+
+    fn unpack(self, p: Packed) -> MicroOp {
+        match self {
+            Form::Floats => MicroOp::Unpack(p),
+            Form::Pairs => MicroOp::UnpackPairs(p),
+        }
+    }
+
+    fn product(self) -> MicroOp {
+        match self {
+            Form::Floats => MicroOp::Fma(DType::F32),
+            Form::Pairs => MicroOp::Pairs,
+        }
+    }
 }
 
 /// The loops of a contraction as calls of micro-kernels; none if its operands are not where those need them.
@@ -22,43 +58,44 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
     let Some(operands) = operands(cx, &job) else { return Ok(None) };
     let k = cx.shape(job.x).pop().and_then(|d| d.as_const());
     let Some(k) = k else { return Ok(None) };
-    let panel = matches!(operands, Operands::Panel(..));
+    let panel = match &operands {
+        Operands::Panel(.., form) => Some(*form),
+        _ => None,
+    };
     let one = tokens.as_const() == Some(1);
     let p = cx.params;
     let (width, most) = match (&operands, one) {
         (Operands::Quantized(..), true) => (1, p.dot_one_blocks),
         (Operands::Quantized(..), false) => (p.dot_tokens, p.dot_blocks),
         (_, true) => (1, p.fma_one_blocks),
+        (Operands::Panel(.., Form::Pairs), false) => (p.pairs_tokens, p.pairs_blocks),
         (_, false) => (p.fma_tokens, p.fma_blocks),
     };
     // Joined rows need whole pairs, whatever the most is.
     let most = most.max(job.ratio);
-    let fits = |b: &i64| *b <= most && total % b == 0 && b % job.ratio == 0 && (!panel || b * 8 * k * 4 <= p.panel);
+    let fits = |b: &i64| *b <= most && total % b == 0 && b % job.ratio == 0 && panel.is_none_or(|f| f.bytes(*b, k) <= p.panel);
     let Some(blocks) = [4, 2, 1].into_iter().find(fits) else { return Ok(None) };
     job.blocks = blocks;
     let op = match &operands {
         Operands::Quantized(p, _) => MicroOp::Dot(*p),
         Operands::Floats(w, _) => MicroOp::Fma(cx.k.decl(*w).dtype),
-        Operands::Panel(..) => MicroOp::Fma(DType::F32),
+        Operands::Panel(.., form) => form.product(),
     };
     let acc = cx.k.buffer("acc", DType::F32, vec![(width * blocks).into(), 8.into()], Scope::Local);
-    let panel_rows = match &operands {
-        Operands::Panel(..) => {
-            let shape = vec![blocks.into(), k.into(), 8.into()];
-            Some(cx.k.buffer("panel", DType::F32, shape, Scope::Local))
-        }
-        _ => None,
-    };
+    let panel_rows = panel.map(|form| {
+        let (dtype, shape) = form.shape(blocks, k);
+        cx.k.buffer("panel", dtype, shape.map(Dim::from).to_vec(), Scope::Local)
+    });
     let zeros = |n: usize| vec![Expr::idx(0); n];
     let line = cx.each("b", &Dim::from(total / blocks), LoopKind::Parallel, |cx, b| {
         let first = b * blocks;
         let at = |rank: usize, i: &Expr| [vec![i.clone()], zeros(rank - 1)].concat();
         let mut body = vec![];
-        if let (Operands::Panel(p, planes, _), Some(rows)) = (&operands, panel_rows) {
+        if let (Operands::Panel(p, planes, _, form), Some(rows)) = (&operands, panel_rows) {
             let mut args = vec![(rows, zeros(3))];
             args.extend(planes.iter().map(|b| (*b, at(cx.k.decl(*b).shape.len(), &first))));
             let sizes = [blocks, k / 32].map(Expr::idx).to_vec();
-            body.push(Stmt::Micro(Micro { op: MicroOp::Unpack(*p), args, sizes }));
+            body.push(Stmt::Micro(Micro { op: form.unpack(*p), args, sizes }));
         }
         let some = |cx: &mut Cx<'_>, t0: Expr, count: Expr| {
             let args = match &operands {
@@ -71,11 +108,11 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
                     bufs.iter().enumerate().map(place).collect()
                 }
                 Operands::Floats(w, x) => vec![(*w, at(3, &first)), (*x, at(cx.k.decl(*x).shape.len(), &t0))],
-                Operands::Panel(_, _, x) => {
+                Operands::Panel(_, _, x, _) => {
                     vec![(panel_rows.unwrap_or(acc), zeros(3)), (*x, at(cx.k.decl(*x).shape.len(), &t0))]
                 }
             };
-            let inner = if matches!(op, MicroOp::Dot(_)) { k / 32 } else { k };
+            let inner = if matches!(op, MicroOp::Fma(_)) { k } else { k / 32 };
             let sizes = vec![count, Expr::idx(blocks), Expr::idx(inner)];
             let args = [vec![(acc, zeros(2))], args].concat();
             let (origin, weights) = ((t0, first.clone()), first.clone());
@@ -124,9 +161,16 @@ fn operands(cx: &Cx<'_>, job: &Job) -> Option<Operands> {
         return Some(Operands::Quantized(*p, weights(*q, *s, *m).chain([*x, *scale, *sum]).collect()));
     }
     let x = rows(cx, job.x)?;
-    match w {
-        Planes::Rows8(w) => Some(Operands::Floats(*w, x)),
-        Planes::Packed(p, q, s, m) => Some(Operands::Panel(*p, weights(*q, *s, *m).collect(), x)),
+    match (w, cx.k.decl(x).dtype) {
+        (Planes::Rows8(w), DType::F32) => Some(Operands::Floats(*w, x)),
+        (Planes::Packed(p, q, s, m), d) => {
+            let form = match (d, job.rounded) {
+                (DType::F32, false) => Form::Floats,
+                (DType::BF16, true) => Form::Pairs,
+                _ => return None,
+            };
+            Some(Operands::Panel(*p, weights(*q, *s, *m).collect(), x, form))
+        }
         _ => None,
     }
 }

@@ -1,6 +1,6 @@
 //! Vertical fusion by choice of operators.
 
-use marquetry_ir::Elem;
+use marquetry_ir::{DType, Elem};
 use marquetry_ir::graph::{Attr, Op, Ty};
 
 use super::rules;
@@ -34,5 +34,14 @@ rules! {
             let p = add(g, Op::Pack, &[b.id("w")?], vec![Attr::Elem(e)])?;
             let q = add(g, Op::Quantize, &[b.id("x")?], vec![])?;
             add(g, Op::QLinear, &[q, p], vec![])
+        };
+    /// Activations and weights rounded to bf16, for matrix units.
+    "bf16-linear" Fuse Approximates on Matrix: "(linear ?x (pack ?w ?e))" => "(qlinear (cast ?x bf16) (pack ?w ?e))"
+        if "the layout is quantized and ?x is f32", |g, b| {
+            let Attr::Elem(e @ Elem::Packed(_)) = b.attr(g, "e")? else { return None };
+            b.is_f32(g, "x")?;
+            let p = add(g, Op::Pack, &[b.id("w")?], vec![Attr::Elem(e)])?;
+            let x = add(g, Op::Cast, &[b.id("x")?], vec![Attr::DType(DType::BF16)])?;
+            add(g, Op::QLinear, &[x, p], vec![])
         };
 }

@@ -17,6 +17,7 @@ use egg::{Id, SearchMatches, Searcher, Subst, Var};
 use marquetry_ir::graph::{Attr, Op, TensorTy, Ty};
 use marquetry_ir::{DType, Dim, Elem};
 
+use super::cost::Target;
 use super::facts::{Facts, Graph, add};
 use super::term::{Term, tag};
 use crate::Numerics;
@@ -31,6 +32,15 @@ pub enum Exact {
     Reassociates,
     /// Within a bound that the rule states.
     Approximates,
+}
+
+/// What a rule's right side is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Any target.
+    Nothing,
+    /// One with a matrix unit for bf16.
+    Matrix,
 }
 
 /// When a rule joins in. Rules of earlier phases stay; each phase saturates before the next begins.
@@ -63,6 +73,8 @@ pub struct Rule {
     pub phase: Phase,
     /// What it does to numbers.
     pub exact: Exact,
+    /// What a target must have.
+    pub needs: Needs,
     /// What is matched, as `template.rs` says.
     pub lhs: &'static str,
     /// The right side as documentation.
@@ -83,9 +95,13 @@ pub struct Match {
 }
 
 impl Rule {
-    /// May it run under these numerics?
-    pub fn allowed(&self, numerics: Numerics) -> bool {
-        numerics == Numerics::Fast || self.exact != Exact::Approximates
+    /// May it run under these numerics, for this target?
+    pub fn allowed(&self, numerics: Numerics, target: Target) -> bool {
+        let has = match self.needs {
+            Needs::Nothing => true,
+            Needs::Matrix => target.matrix,
+        };
+        has && (numerics == Numerics::Fast || self.exact != Exact::Approximates)
     }
 
     /// Where the left side fits, before the guard is asked. The graph must be rebuilt.
@@ -186,8 +202,18 @@ fn filled(g: &mut Graph, v: f32, shape: Vec<Dim>) -> Option<Id> {
     add(g, Op::Const, &[], vec![Attr::float(v), Attr::Shape(shape), Attr::DType(DType::F32)])
 }
 
+macro_rules! needs {
+    () => {
+        crate::eqsat::rules::Needs::Nothing
+    };
+    ($needs:ident) => {
+        crate::eqsat::rules::Needs::$needs
+    };
+}
+use needs;
+
 macro_rules! rules {
-    ($($(#[doc = $doc:literal])+ $name:literal $phase:ident $exact:ident: $lhs:literal => $rhs:literal $(if $guard:literal)?,
+    ($($(#[doc = $doc:literal])+ $name:literal $phase:ident $exact:ident $(on $needs:ident)?: $lhs:literal => $rhs:literal $(if $guard:literal)?,
         $build:expr;)*) => {
         /// The rules of this kind, in rank order.
         pub static TABLE: &[crate::eqsat::rules::Rule] = &[$(crate::eqsat::rules::Rule {
@@ -195,6 +221,7 @@ macro_rules! rules {
             doc: concat!($($doc),+),
             phase: crate::eqsat::rules::Phase::$phase,
             exact: crate::eqsat::rules::Exact::$exact,
+            needs: crate::eqsat::rules::needs!($($needs)?),
             lhs: $lhs,
             rhs: $rhs,
             guard: concat!($($guard)?),

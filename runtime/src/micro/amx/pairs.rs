@@ -4,7 +4,7 @@ use super::super::Call;
 use super::tile::{BYTES, ROWS, Shape, Tiles, load, multiply, store, zero};
 
 /// Groups of 32 along k whose weights a pass over the tokens keeps in the nearest cache.
-const PASS: usize = 20;
+const PASS: usize = 12;
 
 /// Two matrices and their product, from some token and row on, with the bytes between their rows.
 #[derive(Clone, Copy)]
