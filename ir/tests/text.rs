@@ -348,6 +348,7 @@ fn micro_op() -> impl Strategy<Value = MicroOp> {
         float.clone().prop_map(MicroOp::Fma),
         (float, any::<u32>(), any::<u32>()).prop_map(|(dtype, scale, cap)| MicroOp::Attend(Attend {
             parts: cap & 1 == 1,
+            narrow: cap & 2 == 2,
             dtype,
             scale,
             cap

@@ -301,7 +301,7 @@ pub fn qlinear(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
     }
 }
 
-/// Activations beside which `qlinear` rounds weights, too.
+/// Activations beside which `qlinear` rounds weights, too, and `attend` keys and values.
 const NARROW: Elem = Elem::Scalar(DType::BF16);
 
 /// Is a product of these a `qlinear`? Else it is a `linear`.
@@ -402,7 +402,6 @@ pub fn quantize(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
 }
 
 fn heads(s: &Syms, x: &TensorTy, state: &KvTy, what: &str) -> Result<(), TypeError> {
-    float(x, what)?;
     rank(x, s, 3, what)?;
     same_dim(s, &x.shape[2], &state.dim.into(), &format!("{what}: head size"))
 }
@@ -413,6 +412,7 @@ pub fn kv_append(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
     int(slot, "slots")?;
     rank(slot, s, 1, "slots")?;
     for (x, what) in [(k, "keys"), (v, "values")] {
+        float(x, what)?;
         heads(s, x, state, what)?;
         same_dim(s, &x.shape[1], &state.heads.into(), &format!("{what}: heads"))?;
         same_dim(s, &x.shape[0], &slot.shape[0], &format!("{what}: tokens"))?;
@@ -528,6 +528,9 @@ pub fn rope_apply(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
 pub fn attend(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
     let q = tensor(t[0], "queries")?;
     let state = kv(t[1], "cache")?;
+    if q.elem != NARROW {
+        float(q, "queries")?;
+    }
     heads(s, q, state, "queries")?;
     if state.heads == 0 || s.prove_multiple(&q.shape[1], state.heads as i64) != Proof::Yes {
         return err("E0212", format!("{} query heads over {} key heads", s.show(&q.shape[1]), state.heads));
@@ -547,6 +550,7 @@ pub fn attend(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
 }
 
 pub fn attend_parts(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
+    float(tensor(t[0], "queries")?, "queries")?;
     let ty = attend(s, t, a)?;
     let q = &tensor(&ty, "queries")?.shape;
     let parts = a[4].as_int();
@@ -569,6 +573,7 @@ pub fn attend_merge(s: &Syms, t: &[&Ty], _: &[Attr]) -> Res {
 }
 
 pub fn attend_sloped(s: &Syms, t: &[&Ty], a: &[Attr]) -> Res {
+    float(tensor(t[0], "queries")?, "queries")?;
     let ty = attend(s, t, a)?;
     let (heads, slopes) = (&tensor(&ty, "queries")?.shape[1], a[4].as_floats().len());
     same_dim(s, heads, &slopes.into(), "query heads and slopes")?;

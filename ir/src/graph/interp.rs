@@ -607,6 +607,8 @@ fn attention(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty, slopes: &[f32], fill: F
     let per_seq = pages.shape[1];
     let group = hq / heads;
     let mut y = vec![0.0; n * hq * width];
+    let narrow = c.func.ty(i.operands[0]).as_tensor().is_some_and(|t| t.elem == Elem::Scalar(DType::BF16));
+    let bf16 = |v: f32| if narrow { rounded(v, DType::BF16) } else { v };
     for t in 0..n {
         let (p, s) = (pos.ints()?[t], seq.ints()?[t] as usize);
         let first = if window > 0 { (p - window + 1).max(0) } else { 0 };
@@ -621,7 +623,9 @@ fn attention(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty, slopes: &[f32], fill: F
         }
         for h in 0..hq {
             let qh = &q[(t * hq + h) * dim..][..*dim];
-            let row = |m: &[f32], slot: usize| m[(slot * heads + h / group) * dim..][..*dim].to_vec();
+            let row = |m: &[f32], slot: usize| -> Vec<f32> {
+                m[(slot * heads + h / group) * dim..][..*dim].iter().map(|v| bf16(*v)).collect()
+            };
             let slope = slopes.get(h).copied().unwrap_or(0.0);
             let score = |(j, slot): (i64, &usize)| {
                 let dot: f32 = qh.iter().zip(row(k, *slot)).map(|(a, b)| a * b).sum();
@@ -632,6 +636,7 @@ fn attention(c: &Ctx<'_>, i: &Inst, x: &[&Val], ty: &Ty, slopes: &[f32], fill: F
             let scores: Vec<f32> = (first..).zip(&at).map(score).collect();
             let out = &mut y[(t * hq + h) * width..][..width];
             fill(&scores, &|j| row(v, at[j]), out);
+            out.iter_mut().for_each(|v| *v = bf16(*v));
         }
     }
     out(shape, Data::F32(Arc::new(y)))

@@ -198,6 +198,8 @@ ops! {
         Elementwise, infer::rope_apply, interp::by_expansion, expand::rope_apply;
     /// Attention of queries `[n, heads, dim]` over a paged cache: token `t` sees positions `j <= pos[t]`, and `j > pos[t] - window`
     /// if `window > 0`, of sequence `seq[t]`, whose pages of `page` slots are `pages[seq[t]]`. `softcap > 0` caps the scores.
+    /// Beside queries of bf16, keys, values and results are rounded to bf16.
+    /// Beside queries of bf16, keys, values and results are rounded to bf16.
     Attend = "attend" (q, state, pos, seq, pages) {scale: Float, window: Int, softcap: Float, page: Int}
         State, infer::attend, interp::attend, expand::attend;
 

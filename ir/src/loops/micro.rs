@@ -41,7 +41,8 @@ pub enum MicroOp {
     ///
     /// `out f32[rows, dim] = softmax(q[rows, dim] * keys) * values`, from `out`, `q`, `keys[slots, heads, dim]` and `values` at one
     /// head, `pages i32[sequences, pages]`, and `meta i64[rows, 3]`: first position, last position, sequence of each row.
-    /// Sizes: rows, dim, positions per page. With `parts`, rows have two numbers more and are those of `attend_parts`.
+    /// Sizes: rows, dim, positions per page. With `parts`, rows have two numbers more and are those of `attend_parts`. With `narrow`,
+    /// queries are bf16 numbers, and keys and values are rounded to such; weights may be, too.
     Attend(Attend),
     /// Rows as the operator `quantize` leaves them, every bit of them.
     ///
@@ -61,6 +62,8 @@ pub struct Attend {
     pub cap: u32,
     /// Are sums left with the largest score and the sum of weights behind them, instead of divided? Ranges may be empty then.
     pub parts: bool,
+    /// Are products those of bf16 numbers?
+    pub narrow: bool,
 }
 
 /// A call of a micro-kernel.
@@ -150,8 +153,8 @@ impl fmt::Display for MicroOp {
             MicroOp::Pairs => write!(f, "pairs"),
             MicroOp::UnpackPairs(p) => write!(f, "unpack_pairs {}", Elem::Packed(*p)),
             MicroOp::Attend(a) => {
-                let parts = if a.parts { " parts" } else { "" };
-                write!(f, "attend {} {:08x} {:08x}{parts}", a.dtype, a.scale, a.cap)
+                let [parts, narrow] = [(a.parts, " parts"), (a.narrow, " narrow")].map(|(is, s)| if is { s } else { "" });
+                write!(f, "attend {} {:08x} {:08x}{parts}{narrow}", a.dtype, a.scale, a.cap)
             }
             MicroOp::Quantize => write!(f, "quantize"),
         }
@@ -176,9 +179,11 @@ impl FromStr for MicroOp {
             ["pairs"] => Ok(MicroOp::Pairs),
             ["unpack_pairs", p] => packed(p).map(MicroOp::UnpackPairs),
             ["quantize"] => Ok(MicroOp::Quantize),
-            ["attend", d, scale, cap, more @ ..] if matches!(more, [] | ["parts"]) => {
-                let parts = !more.is_empty();
-                Ok(MicroOp::Attend(Attend { dtype: float(d)?, scale: bits(scale)?, cap: bits(cap)?, parts }))
+            ["attend", d, scale, cap, more @ ..]
+                if matches!(more, [] | ["parts"] | ["narrow"] | ["parts", "narrow"]) =>
+            {
+                let [parts, narrow] = ["parts", "narrow"].map(|w| more.contains(&w));
+                Ok(MicroOp::Attend(Attend { dtype: float(d)?, scale: bits(scale)?, cap: bits(cap)?, parts, narrow }))
             }
             _ => Err(()),
         }
@@ -511,6 +516,7 @@ impl Micro {
         let get = |k: &Kernel, b: Buf| k.load(b, vec![Expr::idx(0)]);
         let set = |b: Buf, value: Expr| Stmt::Store { buf: b, index: vec![Expr::idx(0)], value };
         let zero = Expr::idx(0);
+        let cached = |e: Expr| if a.narrow { e.cast(DType::BF16).cast(DType::F32) } else { e.cast(DType::F32) };
         vec![each(k, "r", rows, |k, r| {
             let meta = |k: &Kernel, i: i64| self.load(k, 5, &[r.clone(), Expr::idx(i)]);
             let (b1, first) = bind(k, "first", meta(k, 0));
@@ -523,7 +529,7 @@ impl Micro {
                 let entry = self.load(k, 4, &[seq.clone(), at.clone() / page.clone()]).cast(DType::I64);
                 let (c2, slot) = bind(k, "slot", entry * page.clone() + at % page.clone());
                 let sum = each(k, "d", dim.clone(), |k, d| {
-                    let key = self.load(k, 2, &[slot.clone(), zero.clone(), d.clone()]).cast(DType::F32);
+                    let key = cached(self.load(k, 2, &[slot.clone(), zero.clone(), d.clone()]));
                     vec![set(dot, self.load(k, 1, &[r.clone(), d]).fma(key, get(k, dot)))]
                 });
                 let mut e = get(k, dot) * Expr::float(f32::from_bits(a.scale));
@@ -544,7 +550,7 @@ impl Micro {
                 let (c, weight) = bind(k, "w", Expr::unary(UnOp::Exp, e - get(k, top)));
                 body.extend([c, set(total, get(k, total) + weight.clone())]);
                 body.push(each(k, "d", dim.clone(), |k, d| {
-                    let value = self.load(k, 3, &[slot.clone(), zero.clone(), d.clone()]).cast(DType::F32);
+                    let value = cached(self.load(k, 3, &[slot.clone(), zero.clone(), d.clone()]));
                     let old = self.load(k, 0, &[r.clone(), d.clone()]);
                     vec![self.store(&[r.clone(), d], weight.fma(value, old))]
                 }));

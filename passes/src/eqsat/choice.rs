@@ -8,7 +8,7 @@ use super::cost::Target;
 use super::extract::{Problem, exact, extract};
 use super::rules::horizontal::merge_siblings;
 use super::rules::template::forms;
-use super::rules::{Exact, Phase, Rule};
+use super::rules::{Exact, Needs, Phase, Rule};
 use super::run::{allowed, saturate};
 use super::{Config, Limits, Report, run_set};
 use crate::Numerics;
@@ -89,6 +89,7 @@ fn a_rule_that_unites_other_types_is_named_and_changes_nothing() {
         doc: "",
         phase: Phase::Simplify,
         exact: Exact::Bitwise,
+        needs: Needs::Nothing,
         lhs: "(reshape ?x ?s)",
         rhs: "?x",
         guard: "",
@@ -111,6 +112,7 @@ fn a_rule_that_never_ends_meets_the_limit_and_is_named() {
         doc: "",
         phase: Phase::Simplify,
         exact: Exact::Bitwise,
+        needs: Needs::Nothing,
         lhs: "(softcap ?x ?c)",
         rhs: "(softcap ?x c+1)",
         guard: "",

@@ -152,6 +152,15 @@ fn cached(target: Target, syms: &Syms, operands: &[&Ty], result: &Ty) -> u64 {
     if point(syms, tokens) == 1 { read } else { 0 }
 }
 
+/// Picoseconds of the products of attention with keys and with values.
+fn products(target: Target, syms: &Syms, operands: &[&Ty]) -> u64 {
+    let [query @ Ty::Tensor(q), Ty::Kv(_), _, _, Ty::Tensor(pages)] = operands else { return 0 };
+    let positions = pages.shape.last().map_or(0, |d| point(syms, d)).saturating_mul(TYPICAL_PAGE);
+    let narrow = target.matrix && q.elem == Elem::Scalar(DType::BF16);
+    let unit = if narrow { target.bf16_ps } else { target.f32_ps };
+    elements(syms, query).saturating_mul(2 * positions).saturating_mul(unit)
+}
+
 /// Cost of one node given the types of its operands and result.
 pub fn node(target: Target, syms: &Syms, op: Op, operands: &[&Ty], result: &Ty, weight_only: bool) -> Cost {
     if weight_only {
@@ -196,7 +205,8 @@ pub fn node(target: Target, syms: &Syms, op: Op, operands: &[&Ty], result: &Ty, 
             Cost::kernel(target, read, 0) + Cost::of(u64::from(plain))
         }
         Class::Reduce | Class::Repr | Class::State => {
-            Cost::kernel(target, moved + cached(target, syms, operands, result), 0)
+            let work = products(target, syms, operands);
+            Cost::kernel(target, moved + cached(target, syms, operands, result), work)
         }
     }
 }

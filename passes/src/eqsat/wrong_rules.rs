@@ -6,7 +6,7 @@ use marquetry_ir::DType;
 use marquetry_ir::graph::{Attr, Op, parse_module, verify};
 
 use super::facts::{Graph, add};
-use super::rules::{Bound, Build, Rule};
+use super::rules::{Bound, Build, Needs, Rule};
 use super::soundness::check;
 use super::{Exact, Phase};
 
@@ -382,6 +382,7 @@ fn every_wrong_rule_is_caught() {
             name: w.name,
             phase: Phase::Fuse,
             exact: w.exact,
+            needs: Needs::Nothing,
             lhs: w.lhs,
             rhs: "",
             build: w.build,

@@ -3,7 +3,7 @@
 
 use marquetry_ir::graph::{Attr, Inst, Op};
 use marquetry_ir::loops::{BinOp, Buf, Expr, LoopKind, Scope, Stmt, UnOp, dim_expr};
-use marquetry_ir::{DType, Dim};
+use marquetry_ir::{DType, Dim, Elem};
 
 use super::map::nest;
 use super::read::{Cx, Lowered, Planes};
@@ -30,6 +30,7 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
         Some(Attr::Floats(bits)) => cx.tables.iter().find(|(_, b)| b == bits).map(|(buf, _)| *buf),
         _ => None,
     };
+    let narrow = cx.f.ty(q).as_tensor().is_some_and(|t| t.elem == Elem::Scalar(DType::BF16));
     let scores = cx.k.buffer("scores", DType::F32, vec![width.into()], Scope::Local);
     let slots = cx.k.buffer("slots", DType::I64, vec![width.into()], Scope::Local);
     let acc = cx.k.buffer("sum", DType::F32, vec![dim.into()], Scope::Local);
@@ -61,7 +62,7 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
         // Computed on the way: once per head, not once per position.
         _ => {
             let query = cx.k.buffer("query", DType::F32, vec![dim.into()], Scope::Local);
-            let put = |cx: &Cx<'_>, at: Vec<Expr>, e: Expr| cx.store(query, at[2..].to_vec(), e);
+            let put = |cx: &Cx<'_>, at: Vec<Expr>, e: Expr| cx.store(query, at[2..].to_vec(), e.cast(DType::F32));
             body.extend(nest(cx, q, &[token.clone(), head.clone()], &vec![Dim::default(); 3], &put)?);
             Some(query)
         }
@@ -84,9 +85,9 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
         all.push(cx.each("d", &dim.into(), LoopKind::Serial, |cx, d| {
             let x = match query {
                 Some(query) => cx.k.load(query, vec![d.clone()]),
-                None => cx.read(q, &[token.clone(), head.clone(), d.clone()])?,
+                None => cx.read(q, &[token.clone(), head.clone(), d.clone()])?.cast(DType::F32),
             };
-            let k = cx.k.load(keys, vec![slot.clone(), kv_head.clone(), d]).cast(DType::F32);
+            let k = cached(cx.k.load(keys, vec![slot.clone(), kv_head.clone(), d]), narrow);
             let old = cx.k.load(dot, vec![Expr::idx(0)]);
             Ok(vec![cx.store(dot, vec![Expr::idx(0)], x.fma(k, old))])
         })?);
@@ -103,7 +104,7 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
         Ok(all)
     })?);
     inner.extend(softmax_step(cx, scores, acc, stats, dim)?);
-    inner.extend(weighted_sum(cx, (slots, scores, values), &kv_head, acc, dim)?);
+    inner.extend(weighted_sum(cx, (slots, scores, values), (&kv_head, narrow), acc, dim)?);
     body.push(Stmt::For { var: block, extent: count, kind: LoopKind::Serial, body: inner });
 
     let (bind, total) = cx.bind("total", Expr::float(1.0) / cx.k.load(stats, stat(1)));
@@ -134,6 +135,11 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     Ok(())
 }
 
+/// A number of the cache; queries that are `narrow` have it rounded as they are.
+fn cached(e: Expr, narrow: bool) -> Expr {
+    if narrow { e.cast(DType::BF16).cast(DType::F32) } else { e.cast(DType::F32) }
+}
+
 /// Stores a head, by feature, to `[tokens, heads, dim]`, or to the same in two axes, in the element type there.
 pub fn plain(
     cx: &mut Cx<'_>,
@@ -154,7 +160,7 @@ pub fn plain(
 fn weighted_sum(
     cx: &mut Cx<'_>,
     (slots, scores, values): (Buf, Buf, Buf),
-    kv_head: &Expr,
+    (kv_head, narrow): (&Expr, bool),
     acc: Buf,
     dim: i64,
 ) -> Lowered<Vec<Stmt>> {
@@ -178,7 +184,7 @@ fn weighted_sum(
             let mut body = vec![b1, b2];
             body.extend(each(cx, &|cx, g, l| {
                 let v = cx.k.load(values, vec![slot.clone(), kv_head.clone(), feature(g, l.clone())]);
-                let v = v.cast(DType::F32);
+                let v = cached(v, narrow);
                 let old = cx.k.load(part, at(g, l.clone()));
                 cx.store(part, at(g, l), weight.clone().fma(v, old))
             })?);

@@ -34,6 +34,7 @@ pub fn parts(cx: &mut Cx<'_>, inst: &Inst, out: Buf) -> Lowered<()> {
     let shared = heads / kv_heads;
     let (window, page, count) = (inst.attrs[1].as_int(), inst.attrs[3].as_int(), inst.attrs[4].as_int());
     let op = Attend {
+        narrow: false,
         dtype: cx.k.decl(keys).dtype,
         scale: inst.attrs[0].as_f32().to_bits(),
         cap: inst.attrs[2].as_f32().max(0.0).to_bits(),

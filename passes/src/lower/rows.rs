@@ -1,7 +1,6 @@
 //! Attention by a micro-kernel: the queries of some tokens and heads that read the same keys, as rows of one matrix.
 
-use marquetry_ir::DType;
-use marquetry_ir::Dim;
+use marquetry_ir::{DType, Dim, Elem};
 use marquetry_ir::graph::Inst;
 use marquetry_ir::loops::micro::Attend;
 use marquetry_ir::loops::{Buf, Expr, LoopKind, Micro, MicroOp, Node, Scope, Stmt, dim_expr};
@@ -27,7 +26,8 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     let window = inst.attrs[1].as_int();
     let (cap, page) = (inst.attrs[2].as_f32().max(0.0), inst.attrs[3].as_int());
     let scale = inst.attrs[0].as_f32().to_bits();
-    let op = Attend { dtype: cx.k.decl(keys).dtype, scale, cap: cap.to_bits(), parts: false };
+    let narrow = cx.f.ty(q).as_tensor().is_some_and(|t| t.elem == Elem::Scalar(DType::BF16));
+    let op = Attend { dtype: cx.k.decl(keys).dtype, scale, cap: cap.to_bits(), parts: false, narrow };
 
     // Heads that share keys, all of them or as many as leave enough iterations.
     let shared = heads / kv_heads;
@@ -76,7 +76,8 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     };
     let job = Job { tokens, together, first, count: count.clone(), head: set * together };
     body.push(job.each(cx, |cx, token, head, row| {
-        let put = |cx: &Cx<'_>, at: Vec<Expr>, e: Expr| cx.store(query, vec![row.clone(), at[2].clone()], e);
+        let put =
+            |cx: &Cx<'_>, at: Vec<Expr>, e: Expr| cx.store(query, vec![row.clone(), at[2].clone()], e.cast(DType::F32));
         let mut all = nest(cx, q, &[token.clone(), head.clone()], &vec![Dim::default(); 3], &put)?;
         let at = |i: i64| vec![row.clone(), Expr::idx(i)];
         let p = cx.read(pos, std::slice::from_ref(&token))?.cast(DType::I64);

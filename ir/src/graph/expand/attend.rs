@@ -1,6 +1,7 @@
 //! Attention in primitives: its definition, and what else model code writes for it.
 
 use super::{DType, Dim, Op, Ty, TypeError, iota};
+use crate::Elem;
 use crate::graph::build::Built;
 use crate::graph::{Attr, Builder, Value};
 
@@ -89,7 +90,14 @@ pub fn attend_spelled(b: &mut Builder<'_>, x: &[Value], a: &[Attr], how: &Spelli
     let ctx = b.shape(*pages)[1].clone() * page.into();
     // Axes of heads: key heads and those that share one, or query heads.
     let heads: Vec<Dim> = if how.repeated { vec![hq.into()] } else { vec![kv.heads.into(), group.into()] };
-    let gathered = gathered(b, (*state, kv.dtype), *seq, *pages, page)?;
+    let mut gathered = gathered(b, (*state, kv.dtype), *seq, *pages, page)?;
+    if is_bf16(b.func.ty(*q)) {
+        for rows in &mut gathered {
+            for to in [DType::BF16, DType::F32] {
+                *rows = b.emit(Op::Cast, &[*rows], vec![Attr::DType(to)])?;
+            }
+        }
+    }
     let mut arranged = [*q, *q];
     for (g, rows) in arranged.iter_mut().zip(gathered) {
         let with = |group: i64| vec![n.clone(), ctx.clone(), kv.heads.into(), group.into(), kv.dim.into()];
@@ -104,7 +112,8 @@ pub fn attend_spelled(b: &mut Builder<'_>, x: &[Value], a: &[Attr], how: &Spelli
         };
     }
     let [keys, values] = arranged;
-    let mut q = *q;
+    let narrow = is_bf16(b.func.ty(*q));
+    let mut q = if narrow { b.emit(Op::Cast, &[*q], vec![Attr::DType(DType::F32)])? } else { *q };
     if how.scale == (Scale::Queries { first: true }) {
         q = b.with(Op::Mul, q, a[0].as_f32())?;
     }
@@ -172,7 +181,13 @@ pub fn attend_spelled(b: &mut Builder<'_>, x: &[Value], a: &[Attr], how: &Spelli
         let sum = b.un(Op::ReduceSum, weights)?;
         out = b.bin(Op::Div, out, sum)?;
     }
-    b.reshape(out, q_shape)
+    let out = b.reshape(out, q_shape)?;
+    if narrow { b.emit(Op::Cast, &[out], vec![Attr::DType(DType::BF16)]) } else { Ok(out) }
+}
+
+/// Attention over queries of bf16 has keys and values rounded to that, and results.
+fn is_bf16(queries: &Ty) -> bool {
+    queries.as_tensor().is_some_and(|t| t.elem == Elem::Scalar(DType::BF16))
 }
 
 /// `e^(x - max)`

@@ -27,6 +27,18 @@ rules! {
             let parts = add(g, Op::AttendParts, &operands, attrs)?;
             add(g, Op::AttendMerge, &[parts], vec![])
         };
+    /// Attention of many tokens over bf16 numbers, for matrix units.
+    "bf16-attend" Fuse Approximates on Matrix: "(attend ?q ?state ?pos ?seq ?pages ?scale ?window ?cap ?page)" =>
+        "(cast (attend (cast ?q bf16) ?state ?pos ?seq ?pages ?scale ?window ?cap ?page) f32)"
+        if "?q is f32, of heads of a multiple of 32 features", |g, b| {
+            b.is_f32(g, "q")?;
+            (b.columns(g, "q")? % 32 == 0).then_some(())?;
+            let q = add(g, Op::Cast, &[b.id("q")?], vec![Attr::DType(DType::BF16)])?;
+            let operands: Vec<_> = ["state", "pos", "seq", "pages"].iter().map(|n| b.id(n)).collect::<Option<_>>()?;
+            let attrs: Vec<_> = ["scale", "window", "cap", "page"].iter().map(|n| b.attr(g, n)).collect::<Option<_>>()?;
+            let y = add(g, Op::Attend, &[vec![q], operands].concat(), attrs)?;
+            add(g, Op::Cast, &[y], vec![Attr::DType(DType::F32)])
+        };
     /// Activations in 8 bits beside packed weights: integer products.
     "int8-linear" Fuse Approximates: "(linear ?x (pack ?w ?e))" => "(qlinear (quantize ?x) (pack ?w ?e))"
         if "the layout is quantized", |g, b| {

@@ -6,15 +6,62 @@ use super::tile::{BYTES, ROWS, Shape, Tiles, load, multiply, store, zero};
 /// Groups of 32 along k whose weights a pass over the tokens keeps in the nearest cache.
 const PASS: usize = 12;
 
-/// Two matrices and their product, from some token and row on, with the bytes between their rows.
+/// A product and its factors: where they are, and the bytes between their rows.
 #[derive(Clone, Copy)]
-struct Place {
-    acc: *mut f32,
-    acc_next: usize,
-    w: *const u8,
-    w_next: usize,
-    x: *const u8,
-    x_next: usize,
+pub struct Place {
+    /// `f32[tokens, rows]`
+    pub acc: *mut f32,
+    pub acc_next: usize,
+    /// `bf16[16 * groups, rows, 2]`
+    pub w: *const u8,
+    pub w_next: usize,
+    /// `bf16[tokens, 32 * groups]`
+    pub x: *const u8,
+    pub x_next: usize,
+}
+
+/// A product of matrices.
+pub struct Product {
+    pub place: Place,
+    pub tokens: usize,
+    pub rows: usize,
+    pub groups: usize,
+}
+
+impl Product {
+    /// Computes it, or adds it to what is there.
+    ///
+    /// # Safety
+    /// The matrices are where the product says, on a CPU that has the level.
+    pub unsafe fn run(&self, tiles: &mut Tiles, add: bool) {
+        let passes = self.groups.div_ceil(PASS);
+        for pass in 0..passes {
+            let [from, to] = [pass, pass + 1].map(|i| self.groups * i / passes);
+            for row in (0..self.rows).step_by(2 * ROWS) {
+                for token in (0..self.tokens).step_by(2 * ROWS) {
+                    let shape = Shape { tokens: halves(self.tokens - token), rows: halves(self.rows - row) };
+                    let all = self.place;
+                    // SAFETY: the caller's; tiles have the shape of what is left.
+                    unsafe {
+                        tiles.shape(shape);
+                        let at = Place {
+                            acc: all.acc.byte_add(token * all.acc_next).add(row),
+                            w: all.w.add(from * ROWS * all.w_next + row * 4),
+                            x: all.x.add(token * all.x_next + from * BYTES),
+                            ..all
+                        };
+                        let (groups, add) = (to - from, add || pass > 0);
+                        match (shape.tokens[1] > 0, shape.rows[1] > 0) {
+                            (true, true) => tile::<true, true>(at, groups, add),
+                            (true, false) => tile::<true, false>(at, groups, add),
+                            (false, true) => tile::<false, true>(at, groups, add),
+                            (false, false) => tile::<false, false>(at, groups, add),
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// [`MicroOp::Pairs`](marquetry_ir::loops::MicroOp::Pairs).
@@ -23,11 +70,8 @@ pub unsafe extern "C" fn pairs(args: *const *mut u8, sizes: *const i64) {
     unsafe {
         let c = Call { args, sizes };
         let [tokens, blocks, groups] = [0, 1, 2].map(|i| c.size(i));
-        if tokens * blocks == 0 {
-            return;
-        }
         // Strides follow the three sizes.
-        let all = Place {
+        let place = Place {
             acc: c.arg(0),
             acc_next: blocks * 32,
             w: c.arg(1),
@@ -35,36 +79,7 @@ pub unsafe extern "C" fn pairs(args: *const *mut u8, sizes: *const i64) {
             x: c.arg(2),
             x_next: c.size(5) * 2,
         };
-        let passes = groups.div_ceil(PASS).max(1);
-        let mut tiles: Option<(Shape, Tiles)> = None;
-        for pass in 0..passes {
-            let [from, to] = [pass, pass + 1].map(|i| groups * i / passes);
-            for row in (0..blocks * 8).step_by(2 * ROWS) {
-                for token in (0..tokens).step_by(2 * ROWS) {
-                    let shape = Shape { tokens: halves(tokens - token), rows: halves(blocks * 8 - row) };
-                    match &mut tiles {
-                        Some((now, tiles)) if *now != shape => {
-                            tiles.reshape(shape);
-                            *now = shape;
-                        }
-                        Some(_) => {}
-                        none => *none = Some((shape, Tiles::new(shape))),
-                    }
-                    let at = Place {
-                        acc: all.acc.byte_add(token * all.acc_next).add(row),
-                        w: all.w.add(from * ROWS * all.w_next + row * 4),
-                        x: all.x.add(token * all.x_next + from * BYTES),
-                        ..all
-                    };
-                    match (shape.tokens[1] > 0, shape.rows[1] > 0) {
-                        (true, true) => tile::<true, true>(at, to - from, pass > 0),
-                        (true, false) => tile::<true, false>(at, to - from, pass > 0),
-                        (false, true) => tile::<false, true>(at, to - from, pass > 0),
-                        (false, false) => tile::<false, false>(at, to - from, pass > 0),
-                    }
-                }
-            }
-        }
+        Product { place, tokens, rows: blocks * 8, groups }.run(&mut Tiles::default(), false);
     }
 }
 

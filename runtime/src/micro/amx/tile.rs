@@ -59,31 +59,24 @@ pub struct Shape {
     pub rows: [usize; 2],
 }
 
-/// Tiles in use; released when dropped, which makes switching threads cheap again.
-pub struct Tiles(());
+/// Tiles in use, by their shape; released when dropped, which makes switching threads cheap again.
+#[derive(Default)]
+pub struct Tiles(Option<Shape>);
 
 impl Tiles {
-    /// Sets the shapes of all tiles; pairs of bf16 are `pairs` to a row.
+    /// Gives all tiles these shapes. What they hold is lost if they had others.
     ///
     /// # Safety
     /// Tiles are [`available`]; no extent is above 16.
     #[inline]
-    pub unsafe fn new(shape: Shape) -> Tiles {
-        let tiles = Tiles(());
-        // SAFETY: the caller's.
-        unsafe { tiles.reshape(shape) };
-        tiles
-    }
-
-    /// Sets other shapes. What tiles hold is lost.
-    ///
-    /// # Safety
-    /// As for [`Tiles::new`].
-    #[inline]
-    pub unsafe fn reshape(&self, shape: Shape) {
+    pub unsafe fn shape(&mut self, shape: Shape) {
+        if self.0 == Some(shape) {
+            return;
+        }
+        self.0 = Some(shape);
         let mut c = Config { palette: 1, start: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
+        // A tile without rows must have no bytes either; it is not used.
         let mut set = |tile: usize, rows: usize, bytes: usize| {
-            // A tile without rows must have no bytes either; it is not used.
             (c.rows[tile], c.bytes[tile]) = if rows * bytes == 0 { (0, 0) } else { (rows as u8, bytes as u16) };
         };
         for i in 0..2 {
@@ -91,7 +84,7 @@ impl Tiles {
                 set(2 * i + j, shape.tokens[i], shape.rows[j] * 4);
             }
             set(4 + i, shape.tokens[i], BYTES);
-            set(6 + i, if shape.rows[i] > 0 { ROWS } else { 0 }, shape.rows[i] * 4);
+            set(6 + i, ROWS, shape.rows[i] * 4);
         }
         // SAFETY: the configuration is one of palette 1.
         unsafe { asm!("ldtilecfg [{c}]", c = in(reg) &raw const c, options(nostack, preserves_flags, readonly)) };
@@ -101,8 +94,10 @@ impl Tiles {
 impl Drop for Tiles {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: there are tiles, since there is a value.
-        unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
+        if self.0.is_some() {
+            // SAFETY: there are tiles, since they have been given shapes.
+            unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
+        }
     }
 }
 

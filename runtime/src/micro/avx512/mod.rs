@@ -9,10 +9,11 @@ mod quantize;
 use marquetry_ir::loops::{MicroOp, Routine};
 
 use super::{for_float, for_layout};
-use attend::attend;
+pub use attend::attend;
 use dot::dot;
 pub use dot::{plane, quad};
 use float::fma;
+pub use math::{load16, tanh, transpose};
 use quantize::quantize;
 
 /// The routine for a micro-kernel.
