@@ -26,6 +26,9 @@ pub fn nest(
             return Ok(all);
         }
     }
+    if let Some((x, to)) = converted(cx, v) {
+        return nest(cx, x, prefix, offset, &|cx, at, e| put(cx, at, e.cast(to)));
+    }
     let shape = cx.shape(v);
     fn go(
         cx: &mut Cx<'_>,
@@ -49,6 +52,15 @@ pub fn nest(
         Ok(vec![loop_])
     }
     go(cx, v, &shape, prefix.to_vec(), offset, put)
+}
+
+/// What a joined tensor's conversion converts, and to what: each part is converted by itself.
+fn converted(cx: &Cx<'_>, v: Value) -> Option<(Value, DType)> {
+    let inst = cx.def(v).filter(|i| i.op == Op::Cast)?;
+    let x = inst.operands[0];
+    let joined = cx.def(x).is_some_and(|i| i.op == Op::Concat) || converted(cx, x).is_some();
+    let to = cx.f.ty(v).as_tensor().and_then(|t| t.elem.scalar());
+    to.filter(|_| joined).map(|to| (x, to))
 }
 
 /// Runs `body` for each index of the leading axis: in parallel when there may be more than one.
