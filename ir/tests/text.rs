@@ -1,6 +1,6 @@
 //! The text form reads back what it prints, and refuses everything else with a place.
 
-use marquetry_ir::loops::micro::Attend;
+use marquetry_ir::loops::micro::{self, Attend};
 use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, LoopKind, Micro, MicroOp, Node, Scope, Stmt, UnOp, Var, dim_expr};
 use marquetry_ir::program::{Buffer, BufferId, KernelId, Launch, Place, Program, State, Weight};
 use marquetry_ir::text::{parse_kernel, parse_program, print_kernel, print_program};
@@ -344,6 +344,8 @@ fn micro_op() -> impl Strategy<Value = MicroOp> {
         packed.clone().prop_map(MicroOp::UnpackPairs),
         packed.prop_map(MicroOp::Unpack),
         Just(MicroOp::Pairs),
+        (any::<bool>(), float.clone())
+            .prop_map(|(silu, d)| MicroOp::Gate(if silu { micro::Act::Silu } else { micro::Act::Gelu }, d)),
         Just(MicroOp::Quantize),
         float.clone().prop_map(MicroOp::Fma),
         (float, any::<u32>(), any::<u32>()).prop_map(|(dtype, scale, cap)| MicroOp::Attend(Attend {

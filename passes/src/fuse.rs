@@ -17,7 +17,8 @@ use std::collections::{BTreeSet, HashMap};
 use marquetry_ir::graph::{
     Attr, Builder, Class, Function, Inst, Kind, Module, Op, TensorTy, Ty, TypeError, Value, rebuild,
 };
-use marquetry_ir::{Dim, Elem, Syms};
+use marquetry_ir::loops::micro::Act;
+use marquetry_ir::{DType, Dim, Elem, Syms};
 use serde::Serialize;
 
 use crate::canon;
@@ -129,6 +130,19 @@ fn lowered_whole(op: Op) -> bool {
     op.class() == Class::State && op.info().expand.is_some()
 }
 
+/// The activation of a gated product that micro-kernels have.
+pub(crate) fn gate(attrs: &[Attr]) -> Option<Act> {
+    match attrs.first() {
+        Some(Attr::Int(0)) => Some(Act::Silu),
+        Some(Attr::Int(2)) => Some(Act::Gelu),
+        _ => None,
+    }
+}
+
+fn is_bf16(ty: &Ty) -> bool {
+    ty.as_tensor().is_some_and(|t| t.elem == Elem::Scalar(DType::BF16))
+}
+
 /// Is the operation to be expanded? A choice among matrices is a contraction where each is whole row blocks.
 fn expands(op: Op, attrs: &[Attr], operands: &[Ty]) -> bool {
     let in_blocks = |w: &TensorTy| {
@@ -137,6 +151,8 @@ fn expands(op: Op, attrs: &[Attr], operands: &[Ty]) -> bool {
     };
     let whole = match op {
         Op::ExpertLinear => operands.get(1).and_then(|t| t.as_tensor()).is_some_and(in_blocks),
+        // Where matrix units make the product fast, the activation takes as long: a routine computes it, of the kinds that have one.
+        Op::GluLinear => gate(attrs).is_some() && operands.first().is_some_and(is_bf16),
         op => lowered_whole(op),
     };
     op.info().expand.is_some() && !whole
@@ -378,7 +394,9 @@ impl<'a> Grouping<'a> {
                     }
                     op => op == Op::Slice && interleaved,
                 };
-                let elementwise = self.open(u) && self.op(u).class() == Class::Elementwise;
+                // A gated product is stored by a routine, which converts and does nothing else.
+                let converts = self.op(anchor) != Op::GluLinear || self.op(u) == Op::Cast && set.len() == 1;
+                let elementwise = self.open(u) && self.op(u).class() == Class::Elementwise && converts;
                 elementwise
                     && self.shape(u).first() == tokens.as_ref()
                     && sizes.contains(&Some(total(u)))

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use marquetry_ir::loops::interp::{BufData, Scalar, run};
-use marquetry_ir::loops::micro::Attend;
+use marquetry_ir::loops::micro::{Act, Attend};
 use marquetry_ir::loops::{Expr, Kernel, Micro, MicroOp, Scope, Stmt};
 use marquetry_ir::testing::cases;
 use marquetry_ir::{DType, Dim, GgufType, Packed};
@@ -96,8 +96,9 @@ fn both(op: MicroOp, args: Vec<Arg>, sizes: &[usize]) -> impl Iterator<Item = (L
 fn all(op: MicroOp, args: Vec<Arg>, sizes: &[usize]) -> impl Iterator<Item = (Level, Vec<BufData>, Vec<BufData>)> {
     let expected = interpret(op, &args, sizes);
     let sizes: Vec<i64> = sizes.iter().map(|s| *s as i64).collect();
-    let matrix = matches!(op, MicroOp::Pairs | MicroOp::UnpackPairs(_));
-    let levels = Level::available().into_iter().filter(move |l| !matrix || l.matrix());
+    // What only some levels have is loops elsewhere.
+    let some = matches!(op, MicroOp::Pairs | MicroOp::UnpackPairs(_) | MicroOp::Gate(..));
+    let levels = Level::available().into_iter().filter(move |l| !some || l.routine(&op).is_some());
     levels.map(move |level| {
         let routine = level.routine(&op).unwrap_or_else(|| panic!("no routine of {} for {op}", level.name()));
         let mut found: Vec<BufData> = args.iter().map(|a| a.data.clone()).collect();
@@ -266,6 +267,33 @@ fn unpacked_pairs() {
                 assert!(e.eq(f), "{op}, {}", level.name());
             }
         }
+    }
+}
+
+#[test]
+fn gated_products() {
+    let mut noise = Noise(10);
+    for (act, dtype) in [Act::Silu, Act::Gelu].into_iter().flat_map(|a| [(a, DType::F32), (a, DType::BF16)]) {
+        for [tokens, blocks, _] in sizes() {
+            let acc = floats(DType::F32, tokens * blocks * 16, &mut noise, 30.0);
+            let out = Arg::new(&[tokens, blocks * 8 + 24], BufData::zeros(dtype, tokens * (blocks * 8 + 24)));
+            let args = [out, Arg::new(&[tokens * blocks * 2, 8], acc)];
+            let by = noise.below(3);
+            let args = args.into_iter().map(|a| a.moved(by)).collect();
+            let op = MicroOp::Gate(act, dtype);
+            for (level, e, f) in all(op, args, &[tokens, blocks]) {
+                let [e, f] = [&e[0], &f[0]].map(values);
+                close(op, level, (&e, &f), if dtype == DType::F32 { 1e-6 } else { 4e-3 });
+            }
+        }
+    }
+}
+
+/// The numbers of a buffer of f32 or bf16.
+fn values(data: &BufData) -> Vec<f32> {
+    match data.dtype {
+        DType::BF16 => data.bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        _ => data.to_f32(),
     }
 }
 

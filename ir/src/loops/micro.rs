@@ -44,11 +44,43 @@ pub enum MicroOp {
     /// Sizes: rows, dim, positions per page. With `parts`, rows have two numbers more and are those of `attend_parts`. With `narrow`,
     /// queries are bf16 numbers, and keys and values are rounded to such; weights may be, too.
     Attend(Attend),
+    /// Gated products of rows whose blocks of 8 are a gate and what it is for in turn: `out[tokens, 8 * blocks] = act(gate) * up`, in any
+    /// float type, of `acc f32[tokens * 2 * blocks, 8]`. Sizes: tokens, blocks.
+    Gate(Act, DType),
     /// Rows as the operator `quantize` leaves them, every bit of them.
     ///
     /// `q i8[rows, 32 * groups]`, `scale f32[rows, groups]` and `sums f32[rows, 2 * groups]` of `x f32[rows, 32 * groups]`.
     /// Sizes: rows, groups.
     Quantize,
+}
+
+/// Activation of [`MicroOp::Gate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Act {
+    /// `x / (1 + e^-x)`
+    Silu,
+    /// Gaussian error linear unit by tanh.
+    Gelu,
+}
+
+impl Act {
+    fn name(self) -> &'static str {
+        match self {
+            Act::Silu => "silu",
+            Act::Gelu => "gelu",
+        }
+    }
+
+    fn apply(self, x: Expr) -> Expr {
+        match self {
+            Act::Silu => x.clone() / (Expr::unary(UnOp::Exp, Expr::unary(UnOp::Neg, x)) + Expr::float(1.0)),
+            Act::Gelu => {
+                let cube = x.clone() * x.clone() * x.clone();
+                let inner = (x.clone() + cube * Expr::float(0.044715)) * Expr::float(0.797_884_6);
+                x * Expr::float(0.5) * (Expr::unary(UnOp::Tanh, inner) + Expr::float(1.0))
+            }
+        }
+    }
 }
 
 /// Parameters of [`MicroOp::Attend`].
@@ -106,6 +138,7 @@ impl MicroOp {
                 all.extend([p(DType::U32, 2), p(DType::F32, 2), p(DType::F32, 2)]);
                 all
             }
+            MicroOp::Gate(_, d) => vec![p(d, 2), p(DType::F32, 2)],
             MicroOp::Fma(d) => vec![p(DType::F32, 2), p(d, 3), p(DType::F32, 2)],
             MicroOp::Unpack(w) | MicroOp::UnpackPairs(w) => {
                 let to = if self == MicroOp::Unpack(w) { DType::F32 } else { DType::BF16 };
@@ -139,6 +172,7 @@ impl MicroOp {
             MicroOp::Fma(_) => &["tokens", "blocks", "k"],
             MicroOp::Unpack(_) | MicroOp::UnpackPairs(_) => &["blocks", "groups"],
             MicroOp::Attend(_) => &["rows", "dim", "page"],
+            MicroOp::Gate(..) => &["tokens", "blocks"],
             MicroOp::Quantize => &["rows", "groups"],
         }
     }
@@ -156,6 +190,7 @@ impl fmt::Display for MicroOp {
                 let [parts, narrow] = [(a.parts, " parts"), (a.narrow, " narrow")].map(|(is, s)| if is { s } else { "" });
                 write!(f, "attend {} {:08x} {:08x}{parts}{narrow}", a.dtype, a.scale, a.cap)
             }
+            MicroOp::Gate(a, d) => write!(f, "gate {} {d}", a.name()),
             MicroOp::Quantize => write!(f, "quantize"),
         }
     }
@@ -179,6 +214,10 @@ impl FromStr for MicroOp {
             ["pairs"] => Ok(MicroOp::Pairs),
             ["unpack_pairs", p] => packed(p).map(MicroOp::UnpackPairs),
             ["quantize"] => Ok(MicroOp::Quantize),
+            ["gate", act, d] => {
+                let act = [Act::Silu, Act::Gelu].into_iter().find(|a| a.name() == *act).ok_or(())?;
+                Ok(MicroOp::Gate(act, float(d)?))
+            }
             ["attend", d, scale, cap, more @ ..]
                 if matches!(more, [] | ["parts"] | ["narrow"] | ["parts", "narrow"]) =>
             {
@@ -292,6 +331,7 @@ impl Micro {
             MicroOp::Pairs => self.pairs(k),
             MicroOp::UnpackPairs(p) => self.unpack_pairs(k, p),
             MicroOp::Attend(a) => self.attend(k, a),
+            MicroOp::Gate(act, d) => self.gate(k, act, d),
             MicroOp::Quantize => self.quantize(k),
         }
     }
@@ -470,6 +510,20 @@ impl Micro {
                     }));
                 }
                 body
+            })]
+        })]
+    }
+
+    fn gate(&self, k: &mut Kernel, act: Act, dtype: DType) -> Vec<Stmt> {
+        let [tokens, blocks] = [0, 1].map(|i| self.sizes[i].clone());
+        vec![each(k, "t", tokens, |k, t| {
+            vec![each(k, "b", blocks.clone(), |k, b| {
+                vec![each(k, "r", Expr::idx(8), |k, r| {
+                    let row = (t.clone() * blocks + b.clone()) * 2;
+                    let gate = act.apply(self.load(k, 1, &[row.clone(), r.clone()]));
+                    let value = gate * self.load(k, 1, &[row + 1, r.clone()]);
+                    vec![self.store(&[t.clone(), b.clone() * 8 + r], value.cast(dtype))]
+                })]
             })]
         })]
     }

@@ -1,11 +1,13 @@
 //! Contractions over packed weights: register tiles of tokens by row blocks, with the epilogue applied in registers.
 
 use marquetry_ir::graph::{Class, Inst, Op, Value};
-use marquetry_ir::loops::{Buf, Expr, LoopKind, Stmt, dim_expr, micro};
+use marquetry_ir::loops::micro::{self, Act};
+use marquetry_ir::loops::{Buf, Expr, LoopKind, Stmt, dim_expr};
 use marquetry_ir::{DType, Dim, Packed};
 
 use super::read::{Cx, Lowered, Planes, Tile};
 use super::tiles;
+use crate::fuse::gate;
 
 /// The anchor, then everything up to `result`, stored to `out`.
 pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
@@ -17,6 +19,9 @@ pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
     let shape = cx.shape(y);
     let [tokens, rows] = shape.as_slice() else { return Err("activations of a contraction have two axes".into()) };
     let rows = rows.as_const().ok_or("a symbolic number of rows")?;
+    if anchor.op == Op::GluLinear {
+        return gated(cx, anchor, (tokens, rows), result, out);
+    }
     let per_token: Dim = cx.shape(result)[1..].iter().fold(Dim::from(1), |a, d| a * d.clone());
     let outputs = per_token.as_const().ok_or("a symbolic number of outputs")?;
     let ratio = rows / outputs.max(1);
@@ -31,7 +36,7 @@ pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
         return Err("row blocks do not pair up".into());
     }
     let rounded = anchor.op == Op::QLinear && !matches!(cx.planes.get(&x), Some(Planes::Act8(..)));
-    let job = Job { x, w, rounded, y, result, out, rows: outputs, ratio, blocks };
+    let job = Job { x, w, rounded, gate: None, y, result, out, rows: outputs, ratio, blocks };
     if cx.micro
         && let Some(body) = tiles::contract(cx, job, tokens, total)?
     {
@@ -66,6 +71,18 @@ pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
     Ok(())
 }
 
+/// The anchor `glu_linear` over bf16: its activation is a micro-kernel as well.
+fn gated(cx: &mut Cx<'_>, anchor: &Inst, (tokens, rows): (&Dim, i64), result: Value, out: Buf) -> Lowered<()> {
+    let (x, w, y) = (anchor.operands[0], anchor.operands[1], anchor.results[0]);
+    if cx.shape(result) != cx.shape(y) {
+        return Err("a gated product that is not stored as it is".into());
+    }
+    let gate = Some(gate(&anchor.attrs).ok_or("an activation without a micro-kernel")?);
+    let job = Job { x, w, rounded: true, gate, y, result, out, rows, ratio: 2, blocks: 2 };
+    cx.k.body = vec![tiles::contract(cx, job, tokens, rows / 4)?.ok_or("a gated product of other types")?];
+    Ok(())
+}
+
 /// The anchor `expert_linear` over matrices in row blocks. Threads share the blocks of a matrix; each goes through all tokens, so that
 /// those which chose one expert find its rows in a near cache.
 fn experts(cx: &mut Cx<'_>, anchor: &Inst, result: Value, out: Buf) -> Lowered<()> {
@@ -80,7 +97,7 @@ fn experts(cx: &mut Cx<'_>, anchor: &Inst, result: Value, out: Buf) -> Lowered<(
     }
     let is_float = matches!(cx.planes.get(&w), Some(Planes::Rows8(_)));
     let blocks = if is_float && rows % 16 == 0 { 2 } else { 1 };
-    let job = Job { x, w, rounded: false, y, result, out, rows, ratio: 1, blocks };
+    let job = Job { x, w, rounded: false, gate: None, y, result, out, rows, ratio: 1, blocks };
     let body = cx.each("b", &Dim::from(rows / 8 / blocks), LoopKind::Parallel, |cx, b| {
         let block = b * blocks;
         let each_token = cx.each("t", tokens, LoopKind::Serial, |cx, token| {
@@ -117,12 +134,14 @@ pub struct Job {
     pub w: Value,
     /// Are the weight's numbers rounded to bf16?
     pub rounded: bool,
+    /// The activation of a gated product, if it is one.
+    pub gate: Option<Act>,
     /// Their product.
     pub y: Value,
     /// What the epilogue makes of it.
     result: Value,
     /// Where that goes.
-    out: Buf,
+    pub out: Buf,
     /// Outputs per token.
     rows: i64,
     /// Rows of the weight per output: 1, or 2 when gate and up rows are interleaved.

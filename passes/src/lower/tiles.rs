@@ -1,6 +1,7 @@
 //! Contractions by micro-kernels: a panel of row blocks by as many tokens as fit, the epilogue token by token.
 
 use marquetry_ir::graph::{Op, Value};
+use marquetry_ir::loops::micro::Act;
 use marquetry_ir::loops::{Buf, Expr, LoopKind, Micro, MicroOp, Scope, Stmt, dim_expr};
 use marquetry_ir::{DType, Dim, Packed};
 
@@ -121,6 +122,11 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
         };
         if one {
             body.push(some(cx, Expr::idx(0), Expr::idx(1)));
+            if let Some(act) = job.gate {
+                cx.tile = None;
+                body.push(gated(cx, &job, act, (acc, &first), (&Expr::idx(0), &Expr::idx(1))));
+                return Ok(body);
+            }
             body.extend(epilogue(cx, &job, Expr::idx(0), &first)?);
             cx.tile = None;
             cx.forget();
@@ -133,6 +139,13 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
         let t0 = Expr::var(outer) * width;
         let (bind, count) = cx.bind("count", (n.clone() - t0.clone()).min(Expr::idx(width)));
         let call = some(cx, t0.clone(), count.clone());
+        if let Some(act) = job.gate {
+            cx.tile = None;
+            let gate = gated(cx, &job, act, (acc, &first), (&t0, &count));
+            let extent = (n + (width - 1)) / width;
+            body.push(Stmt::For { var: outer, extent, kind: LoopKind::Serial, body: vec![bind, call, gate] });
+            return Ok(body);
+        }
         let inner = cx.k.fresh("i");
         cx.ranges.declare(inner, width);
         let each = epilogue(cx, &job, t0 + Expr::var(inner), &first)?;
@@ -144,6 +157,15 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
         Ok(body)
     })?;
     Ok(Some(line))
+}
+
+/// Stores a tile of a gated product.
+fn gated(cx: &Cx<'_>, job: &Job, act: Act, (acc, first): (Buf, &Expr), (token, count): (&Expr, &Expr)) -> Stmt {
+    let op = MicroOp::Gate(act, cx.k.decl(job.out).dtype);
+    // Half of the rows are gates.
+    let to = vec![token.clone(), first.clone() / 2 * 8];
+    let args = vec![(job.out, to), (acc, vec![Expr::idx(0); 2])];
+    Stmt::Micro(Micro { op, args, sizes: vec![count.clone(), Expr::idx(job.blocks / 2)] })
 }
 
 fn epilogue(cx: &mut Cx<'_>, job: &Job, token: Expr, first: &Expr) -> Lowered<Vec<Stmt>> {

@@ -3,6 +3,7 @@
 mod attend;
 mod dot;
 mod float;
+mod gate;
 mod math;
 mod quantize;
 
@@ -25,6 +26,7 @@ pub fn routine(op: &MicroOp) -> Option<Routine> {
         MicroOp::Fma(d) => for_float!(d, fma),
         MicroOp::Attend(a) => for_float!(a.dtype, attend),
         MicroOp::Quantize => Some(quantize),
+        MicroOp::Gate(act, to) => gate::routine(act, to),
         MicroOp::Pairs | MicroOp::UnpackPairs(_) => None,
     }
 }

@@ -29,7 +29,7 @@ pub fn routine(op: &MicroOp) -> Option<Routine> {
         MicroOp::Fma(d) => for_float!(d, fma),
         MicroOp::Attend(a) => for_float!(a.dtype, attend),
         MicroOp::Quantize => Some(quantize),
-        MicroOp::Pairs | MicroOp::UnpackPairs(_) => None,
+        MicroOp::Pairs | MicroOp::UnpackPairs(_) | MicroOp::Gate(..) => None,
     }
 }
 
