@@ -102,10 +102,12 @@ params! {
         "row blocks of a tile, at most";
     fma_one_blocks: Lower, "float product, one token", "blocks of 8 rows", [1, 2, 4], 4, Bitwise,
         "row blocks of a tile, at most";
-    pairs_tokens: Lower, "bf16 product, many tokens", "tokens", [32, 64, 128, 256], 128, Reassociates,
+    pairs_tokens: Lower, "bf16 product, many tokens", "tokens", [32, 64, 128, 256], 256, Reassociates,
         "tokens whose sums are kept at once";
     pairs_blocks: Lower, "bf16 product, many tokens", "blocks of 8 rows", [2, 4, 8], 4, Reassociates,
         "row blocks of a tile, at most";
+    pairs_bytes: Lower, "bf16 product, many tokens", "bytes", [262144, 524288, 1048576, 2097152], 786432, Bitwise,
+        "most bytes of activations that are read for each panel of weights; they should stay in a second-level cache";
     panel: Lower, "float product of quantized weights", "bytes", [65536, 131072, 262144, 393216, 786432], 393216, Bitwise,
         "most bytes of a panel of dequantized rows; it should stay in a second-level cache";
     loop_tokens: Lower, "product without routines, many tokens", "tokens", [1, 2, 4, 8], 4, Bitwise,

@@ -2,7 +2,7 @@
 
 use marquetry_ir::graph::{Op, Value};
 use marquetry_ir::loops::micro::Act;
-use marquetry_ir::loops::{Buf, Expr, LoopKind, Micro, MicroOp, Scope, Stmt, dim_expr};
+use marquetry_ir::loops::{Buf, Expr, LoopKind, Micro, MicroOp, Node, Scope, Stmt, dim_expr};
 use marquetry_ir::{DType, Dim, Packed};
 
 use super::contract::Job;
@@ -75,7 +75,7 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
     // Joined rows need whole pairs, whatever the most is.
     let most = most.max(job.ratio);
     let fits = |b: &i64| *b <= most && total % b == 0 && b % job.ratio == 0 && panel.is_none_or(|f| f.bytes(*b, k) <= p.panel);
-    let Some(blocks) = [4, 2, 1].into_iter().find(fits) else { return Ok(None) };
+    let Some(blocks) = [8, 4, 2, 1].into_iter().find(fits) else { return Ok(None) };
     job.blocks = blocks;
     let op = match &operands {
         Operands::Quantized(p, _) => MicroOp::Dot(*p),
@@ -88,7 +88,14 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
         cx.k.buffer("panel", dtype, shape.map(Dim::from).to_vec(), Scope::Local)
     });
     let zeros = |n: usize| vec![Expr::idx(0); n];
-    let line = cx.each("b", &Dim::from(total / blocks), LoopKind::Parallel, |cx, b| {
+    let n = dim_expr(tokens);
+    let limit = cx.syms.range(tokens).1;
+    // Tiles of tokens, the last of which may be smaller.
+    let (tiles, most) = ((n.clone() + (width - 1)) / width, limit / width + 1);
+    // Each panel is read beside all activations. Where these are too many for a cache, threads take tiles of tokens instead, and unpack
+    // the weights for each.
+    let by_tokens = !one && panel == Some(Form::Pairs) && limit * k * 2 > p.pairs_bytes;
+    let line = shared(cx, total / blocks, by_tokens.then_some((&tiles, most)), |cx, b, tile| {
         let first = b * blocks;
         let at = |rank: usize, i: &Expr| [vec![i.clone()], zeros(rank - 1)].concat();
         let mut body = vec![];
@@ -132,31 +139,56 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
             cx.forget();
             return Ok(body);
         }
-        let n = dim_expr(tokens);
-        let limit = cx.syms.range(tokens).1;
         let outer = cx.k.fresh("t");
-        cx.ranges.declare(outer, limit / width + 1);
-        let t0 = Expr::var(outer) * width;
+        cx.ranges.declare(outer, most);
+        let t0 = tile.clone().unwrap_or(Expr::var(outer)) * width;
         let (bind, count) = cx.bind("count", (n.clone() - t0.clone()).min(Expr::idx(width)));
         let call = some(cx, t0.clone(), count.clone());
-        if let Some(act) = job.gate {
-            cx.tile = None;
-            let gate = gated(cx, &job, act, (acc, &first), (&t0, &count));
-            let extent = (n + (width - 1)) / width;
-            body.push(Stmt::For { var: outer, extent, kind: LoopKind::Serial, body: vec![bind, call, gate] });
-            return Ok(body);
-        }
-        let inner = cx.k.fresh("i");
-        cx.ranges.declare(inner, width);
-        let each = epilogue(cx, &job, t0 + Expr::var(inner), &first)?;
+        let rest = match job.gate {
+            Some(act) => gated(cx, &job, act, (acc, &first), (&t0, &count)),
+            None => {
+                let inner = cx.k.fresh("i");
+                cx.ranges.declare(inner, width);
+                let each = epilogue(cx, &job, t0 + Expr::var(inner), &first)?;
+                Stmt::For { var: inner, extent: count, kind: LoopKind::Serial, body: each }
+            }
+        };
         cx.tile = None;
         cx.forget();
-        let each = Stmt::For { var: inner, extent: count, kind: LoopKind::Serial, body: each };
-        let extent = (n + (width - 1)) / width;
-        body.push(Stmt::For { var: outer, extent, kind: LoopKind::Serial, body: vec![bind, call, each] });
+        let all = vec![bind, call, rest];
+        match tile {
+            Some(_) => body.extend(all),
+            None => body.push(Stmt::For { var: outer, extent: tiles.clone(), kind: LoopKind::Serial, body: all }),
+        }
         Ok(body)
     })?;
     Ok(Some(line))
+}
+
+/// A parallel loop over blocks; with tiles of tokens and how many there are at most, over the blocks of each tile in turn.
+fn shared<'a>(
+    cx: &mut Cx<'a>,
+    blocks: i64,
+    tiles: Option<(&Expr, i64)>,
+    f: impl FnOnce(&mut Cx<'a>, Expr, Option<Expr>) -> Lowered<Vec<Stmt>>,
+) -> Lowered<Stmt> {
+    let Some((tiles, most)) = tiles else {
+        return cx.each("b", &Dim::from(blocks), LoopKind::Parallel, |cx, b| f(cx, b, None));
+    };
+    let var = cx.k.fresh("i");
+    let mut body = vec![];
+    let mut name = |cx: &mut Cx<'_>, name: &str, e: Expr, extent: i64| {
+        let (bind, e) = cx.bind(name, e);
+        if let Node::Var(v) = e.node() {
+            cx.ranges.declare(*v, extent);
+        }
+        body.push(bind);
+        e
+    };
+    let tile = name(cx, "tile", Expr::var(var) / blocks, most);
+    let block = name(cx, "b", Expr::var(var) % blocks, blocks);
+    body.extend(f(cx, block, Some(tile))?);
+    Ok(Stmt::For { var, extent: tiles.clone() * blocks, kind: LoopKind::Parallel, body })
 }
 
 /// Stores a tile of a gated product.
