@@ -345,7 +345,9 @@ impl<'a> Grouping<'a> {
         }
         for i in 0..n {
             if self.open(i) && self.op(i).class() == Class::State {
-                let mut set: BTreeSet<usize> = [i].into_iter().chain(after.get(&i).copied()).collect();
+                // A conversion may have joined the rows that read it.
+                let after = after.get(&i).copied().filter(|q| self.open(*q));
+                let mut set: BTreeSet<usize> = [i].into_iter().chain(after).collect();
                 self.private_producers(&mut set);
                 self.close(i, set);
             }

@@ -99,6 +99,8 @@ impl Stage {
 enum BucketArg {
     /// One token.
     Decode,
+    /// Up to 24 tokens, on targets with a matrix unit.
+    Few,
     /// Many tokens.
     Prefill,
 }
@@ -126,6 +128,7 @@ fn compile_options(model: &LoadedModel, args: &Args) -> (Bucket, Options) {
     let numerics = args.numerics.map_or(default, Numerics::from);
     let bucket = match args.bucket {
         BucketArg::Decode => Bucket::Decode,
+        BucketArg::Few => Bucket::Few,
         BucketArg::Prefill => Bucket::Prefill,
     };
     let mut options = bucket_options(bucket, numerics, model.text.context.min(32_768));

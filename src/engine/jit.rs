@@ -1,4 +1,4 @@
-//! Compiled functions as a machine: one for decoding, one for prefill, over the same weights and states.
+//! Compiled functions as a machine, one for each bucket of tokens, over the same weights and states.
 //!
 //! `unsafe` is here once: code from the JIT is paired with the program it was compiled from.
 
@@ -32,8 +32,8 @@ pub(super) struct Jit {
     options: EngineOptions,
     numerics: Numerics,
     pages: usize,
-    decode: Option<Function>,
-    prefill: Option<Function>,
+    /// By bucket.
+    functions: [Option<Function>; 3],
     weights: PackedWeights,
     states: Option<States>,
     arena: Arena,
@@ -63,8 +63,7 @@ impl Jit {
             options: options.clone(),
             numerics,
             pages: options.context.div_ceil(PAGE),
-            decode: None,
-            prefill: None,
+            functions: [const { None }; 3],
             weights: PackedWeights::new(options.cache.clone()),
             states: None,
             arena: Arena::default(),
@@ -81,8 +80,8 @@ impl Jit {
     fn pass_options(&self, bucket: Bucket) -> manager::Options {
         let mut options = bucket_options(bucket, self.numerics, self.options.context);
         options.cache_type = self.options.cache_type.or(options.cache_type);
-        let level = self.options.routines.level();
-        (options.target.micro, options.target.matrix) = (level.is_some(), level.is_some_and(|l| l.matrix()));
+        options.target.micro = self.options.routines.level().is_some();
+        options.target.matrix = self.options.has_matrix();
         options
     }
 
@@ -116,17 +115,14 @@ impl Jit {
 /// Trying other parameters; see [`crate::tune`].
 impl Jit {
     fn slot(&mut self, bucket: Bucket) -> &mut Option<Function> {
-        match bucket {
-            Bucket::Decode => &mut self.decode,
-            Bucket::Prefill => &mut self.prefill,
-        }
+        &mut self.functions[bucket as usize]
     }
 
-    /// Decides the parameters of both buckets.
+    /// Decides the parameters of all buckets.
     fn find_params(&mut self) {
         let keys = match self.options.tuning {
             Tuning::Stored if self.options.cache.is_some() => Bucket::ALL.map(|b| Some(self.tuning_key(b))),
-            _ => [None, None],
+            _ => [const { None }; 3],
         };
         self.tuning = TuningFound::find(&self.options, &keys, self.numerics);
     }
@@ -254,13 +250,9 @@ impl Machine for Jit {
         outputs: &mut [(&str, &mut [u8])],
         stats: &mut Stats,
     ) -> Result<Option<Timed>, Error> {
-        let bucket = if args.tokens.len() == 1 { Bucket::Decode } else { Bucket::Prefill };
+        let bucket = Bucket::of(args.tokens.len(), self.options.has_matrix());
         self.prepare(bucket, stats)?;
-        let f = match bucket {
-            Bucket::Decode => &self.decode,
-            Bucket::Prefill => &self.prefill,
-        };
-        let Some(f) = f else { return Ok(None) };
+        let Some(f) = &self.functions[bucket as usize] else { return Ok(None) };
         let sizes = sizes(f, args, self.pages)?;
         let states = match &mut self.states {
             Some(s) => s,

@@ -107,6 +107,11 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
+    /// Have the routines products by a matrix unit?
+    pub(crate) fn has_matrix(&self) -> bool {
+        self.routines.level().is_some_and(|l| l.matrix())
+    }
+
     /// The number of threads that 0 stands for.
     pub fn default_threads() -> usize {
         std::thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_THREADS)
@@ -367,7 +372,7 @@ impl Engine {
         self.stats
     }
 
-    /// Compiles both functions now.
+    /// Compiles the functions for one token and for many now. One for few, where there is such, is compiled when it is first needed.
     ///
     /// # Errors
     /// If a pass or code generation fails, or memory can not be had.

@@ -25,18 +25,42 @@ const CACHE_BYTES: u64 = 64 << 20;
 pub enum Bucket {
     /// One token of one sequence.
     Decode,
+    /// Up to 24 tokens of one sequence, where products of more are made for a matrix unit, for which these are too few.
+    Few,
     /// Up to 512 tokens of one sequence.
     Prefill,
 }
 
+/// Tokens from which on products of tiles are faster than those of 8-bit numbers, at most.
+const FEW: usize = 24;
+
 impl Bucket {
     /// All of them.
-    pub const ALL: [Bucket; 2] = [Bucket::Decode, Bucket::Prefill];
+    pub const ALL: [Bucket; 3] = [Bucket::Decode, Bucket::Few, Bucket::Prefill];
+
+    /// The bucket of a step of that many tokens; with `matrix`, routines have products by a matrix unit.
+    pub fn of(tokens: usize, matrix: bool) -> Bucket {
+        match tokens {
+            1 => Bucket::Decode,
+            ..=FEW if matrix => Bucket::Few,
+            _ => Bucket::Prefill,
+        }
+    }
+
+    /// The most tokens of a step.
+    pub fn most(self) -> usize {
+        match self {
+            Bucket::Decode => 1,
+            Bucket::Few => FEW,
+            Bucket::Prefill => CHUNK,
+        }
+    }
 
     /// Its name in options and dumps.
     pub fn name(self) -> &'static str {
         match self {
             Bucket::Decode => "decode",
+            Bucket::Few => "few",
             Bucket::Prefill => "prefill",
         }
     }
@@ -55,7 +79,7 @@ pub fn bucket_options(bucket: Bucket, numerics: Numerics, context: usize) -> Opt
     let pages = Narrow::Range(1, context.div_ceil(PAGE).max(1) as i64);
     let tokens = match bucket {
         Bucket::Decode => Narrow::Fixed(1),
-        Bucket::Prefill => Narrow::Range(1, CHUNK as i64),
+        _ => Narrow::Range(1, bucket.most() as i64),
     };
     let sizes =
         [("n", tokens), ("r", tokens), ("s", Narrow::Fixed(1)), ("q", Narrow::Fixed(1)), ("m", pages), ("p", pages)];

@@ -20,27 +20,23 @@ pub enum Tuning {
     Stored,
     /// The defaults.
     Off,
-    /// These, for decoding and prefill.
-    Given(Box<[Params; 2]>),
+    /// These, by bucket.
+    Given(Box<[Params; 3]>),
 }
 
 /// The parameters of an engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TuningFound {
-    params: [Params; 2],
+    params: [Params; 3],
     /// Buckets whose parameters were tuned.
     pub tuned: Vec<Bucket>,
     /// Why the database is not used, where it can not be.
     pub refused: Option<String>,
 }
 
-fn position(bucket: Bucket) -> usize {
-    usize::from(bucket == Bucket::Prefill)
-}
-
 impl TuningFound {
     /// Decides them; `keys` are those of the buckets in the database.
-    pub(super) fn find(options: &EngineOptions, keys: &[Option<String>; 2], numerics: Numerics) -> TuningFound {
+    pub(super) fn find(options: &EngineOptions, keys: &[Option<String>; 3], numerics: Numerics) -> TuningFound {
         let mut found = TuningFound::default();
         match &options.tuning {
             Tuning::Off => {}
@@ -68,11 +64,11 @@ impl TuningFound {
 
     /// Those of a bucket.
     pub fn params(&self, bucket: Bucket) -> Params {
-        self.params[position(bucket)]
+        self.params[bucket as usize]
     }
 
     pub(super) fn set(&mut self, bucket: Bucket, params: Params) {
-        self.params[position(bucket)] = params;
+        self.params[bucket as usize] = params;
         self.tuned.retain(|b| *b != bucket);
         self.tuned.push(bucket);
     }
@@ -100,6 +96,13 @@ impl Engine {
         self.machine.tuning()
     }
 
+    /// The buckets whose functions this engine runs.
+    pub fn buckets(&self) -> Vec<Bucket> {
+        let (encoder, matrix) = (self.model.text.is_encoder(), self.options.has_matrix());
+        let all = Bucket::ALL.into_iter();
+        all.filter(|b| if *b == Bucket::Decode { !encoder } else { *b == Bucket::of(b.most(), matrix) }).collect()
+    }
+
     pub(crate) fn is_strict(&self) -> bool {
         self.numerics == Numerics::Strict
     }
@@ -125,11 +128,12 @@ impl Engine {
         self.jit()?.place(bucket, v)
     }
 
-    /// One timed step: the prompt as a whole, or a token after it.
+    /// One timed step: the prompt, as much as the bucket takes, or a token after it.
     pub(crate) fn sample(&mut self, bucket: Bucket, prompt: &[u32]) -> Result<Recorded, Error> {
         let recurrent = self.model.text.module.states.iter().any(|s| matches!(s.ty, Ty::Rows(_)));
         self.recorded = None;
-        if bucket == Bucket::Prefill {
+        if bucket != Bucket::Decode {
+            let prompt = &prompt[..prompt.len().min(bucket.most())];
             self.reset()?;
             self.recorded = Some(vec![]);
             match self.model.text.is_encoder() {

@@ -281,6 +281,8 @@ fn compare(
             }
             DType::F32 if rounds => Bound::Mean(BESIDE_ROUNDED),
             DType::F32 => Bound::of(Exact::Reassociates),
+            // A step of bf16 is eight of f16.
+            DType::BF16 => Bound::Mean(4.0 * NARROW),
             d if d.is_float() => Bound::Mean(NARROW),
             _ => Bound::Most(0.0),
         };

@@ -82,7 +82,7 @@ impl std::fmt::Display for Tuned {
 /// `progress` hears of it.
 pub fn tune(engine: &mut Engine, options: &TuneOptions, progress: &mut dyn FnMut(&str)) -> Result<Vec<Tuned>, Error> {
     let start = Instant::now();
-    let buckets: &[Bucket] = if engine.model().text.is_encoder() { &[Bucket::Prefill] } else { &Bucket::ALL };
+    let buckets = engine.buckets();
     let mut all = vec![];
     for (i, bucket) in buckets.iter().enumerate() {
         // What earlier buckets left is shared.
