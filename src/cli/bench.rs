@@ -167,7 +167,9 @@ fn profiles(engine: &Engine, runs: &[Vec<Recorded>]) -> Result<Vec<Profile>, Err
         for run in runs {
             match bucket {
                 Bucket::Decode => of.extend(run.iter().filter(|s| s.bucket == bucket).map(std::slice::from_ref)),
-                Bucket::Few | Bucket::Prefill => of.extend(run.split(|s| s.bucket != bucket).filter(|steps| !steps.is_empty())),
+                Bucket::Few | Bucket::Prefill => {
+                    of.extend(run.split(|s| s.bucket != bucket).filter(|steps| !steps.is_empty()))
+                }
             }
         }
         if !of.is_empty() {

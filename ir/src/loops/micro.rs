@@ -187,7 +187,8 @@ impl fmt::Display for MicroOp {
             MicroOp::Pairs => write!(f, "pairs"),
             MicroOp::UnpackPairs(p) => write!(f, "unpack_pairs {}", Elem::Packed(*p)),
             MicroOp::Attend(a) => {
-                let [parts, narrow] = [(a.parts, " parts"), (a.narrow, " narrow")].map(|(is, s)| if is { s } else { "" });
+                let [parts, narrow] =
+                    [(a.parts, " parts"), (a.narrow, " narrow")].map(|(is, s)| if is { s } else { "" });
                 write!(f, "attend {} {:08x} {:08x}{parts}{narrow}", a.dtype, a.scale, a.cap)
             }
             MicroOp::Gate(a, d) => write!(f, "gate {} {d}", a.name()),

@@ -28,12 +28,12 @@ use marquetry_ir::graph::{Function, Module, Op, TypeError};
 use crate::Numerics;
 use crate::manager::{Names, Rewrites};
 use bridge::Region;
+pub(crate) use bridge::weight_arguments;
 use cost::Target;
 use extract::{Problem, extract};
 use report::Facts;
 pub use report::{NotTaken, Report, Taken};
 use rules::horizontal::{MERGE_LINEARS, merge_siblings};
-pub(crate) use bridge::weight_arguments;
 pub use rules::{Exact, Needs, Phase, RULES, Rule};
 use run::{RuleSet, saturate};
 

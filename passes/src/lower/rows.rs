@@ -1,9 +1,9 @@
 //! Attention by a micro-kernel: the queries of some tokens and heads that read the same keys, as rows of one matrix.
 
-use marquetry_ir::{DType, Dim, Elem};
 use marquetry_ir::graph::Inst;
 use marquetry_ir::loops::micro::Attend;
 use marquetry_ir::loops::{Buf, Expr, LoopKind, Micro, MicroOp, Node, Scope, Stmt, dim_expr};
+use marquetry_ir::{DType, Dim, Elem};
 
 use super::attend::plain;
 use super::map::nest;

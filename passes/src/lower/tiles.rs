@@ -74,7 +74,8 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
     };
     // Joined rows need whole pairs, whatever the most is.
     let most = most.max(job.ratio);
-    let fits = |b: &i64| *b <= most && total % b == 0 && b % job.ratio == 0 && panel.is_none_or(|f| f.bytes(*b, k) <= p.panel);
+    let fits =
+        |b: &i64| *b <= most && total % b == 0 && b % job.ratio == 0 && panel.is_none_or(|f| f.bytes(*b, k) <= p.panel);
     let Some(blocks) = [8, 4, 2, 1].into_iter().find(fits) else { return Ok(None) };
     job.blocks = blocks;
     let op = match &operands {

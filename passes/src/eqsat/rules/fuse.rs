@@ -1,7 +1,7 @@
 //! Vertical fusion by choice of operators.
 
-use marquetry_ir::{DType, Elem};
 use marquetry_ir::graph::{Attr, Op, Ty};
+use marquetry_ir::{DType, Elem};
 
 use super::rules;
 use crate::eqsat::facts::add;

@@ -11,11 +11,11 @@
 use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
 
+use super::super::Call;
 use super::super::ahead::ask_rows;
 use super::super::avx512::{attend as attend_rows, load16, tanh, transpose};
 use super::super::eight::size;
 use super::super::rows::{Job, ROWS, jobs};
-use super::super::Call;
 use super::pairs::{Place, Product};
 use super::tile::Tiles;
 
@@ -129,7 +129,8 @@ unsafe fn begin(job: Job) -> State {
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn interleaved(a: __m512, b: __m512) -> __m512i {
     let order = _mm512_set_epi16(
-        31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0,
+        31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1,
+        16, 0,
     );
     _mm512_permutexvar_epi16(order, following(a, b))
 }
@@ -296,10 +297,13 @@ unsafe fn softmax(
                         let seen = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(score, _mm512_set1_ps(0.5 * UNSEEN));
                         *w = _mm512_maskz_mov_ps(seen, *w);
                     }
-                    total[k] = _mm512_add_ps(total[k], *w);
                 }
-                let to = weights.add((j / 2 * lanes + 16 * i) * 2);
-                _mm512_store_si512(to.cast(), interleaved(two[0], two[1]));
+                let both = interleaved(two[0], two[1]);
+                _mm512_store_si512(weights.add((j / 2 * lanes + 16 * i) * 2).cast(), both);
+                // Sums are of what values are multiplied by: one large weight beside small ones is 1 after all.
+                let upper = _mm512_and_si512(both, _mm512_set1_epi32(!0xffff));
+                total[0] = _mm512_add_ps(total[0], _mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)));
+                total[1] = _mm512_add_ps(total[1], _mm512_castsi512_ps(upper));
             }
             state.total[i] = _mm512_add_ps(total[0], total[1]);
         }
@@ -379,4 +383,3 @@ unsafe fn finish(job: Job, sums: *const f32, lanes: usize, state: &State) {
         }
     }
 }
-

@@ -127,7 +127,10 @@ macro_rules! store {
 /// `multiply!(sums, activations, weights)`
 macro_rules! multiply {
     ($c:literal, $a:literal, $b:literal) => {
-        ::std::arch::asm!(concat!("tdpbf16ps tmm", $c, ", tmm", $a, ", tmm", $b), options(nostack, preserves_flags, nomem))
+        ::std::arch::asm!(
+            concat!("tdpbf16ps tmm", $c, ", tmm", $a, ", tmm", $b),
+            options(nostack, preserves_flags, nomem)
+        )
     };
 }
 
