@@ -499,7 +499,12 @@ impl<'a> Grouping<'a> {
         let shape = self.shape(q);
         let fits = match self.op(q) {
             Op::Quantize => head % 32 == 0,
-            Op::Cast => shape.len() <= 3 && shape.len() >= 2 && shape[0] == self.shape(i)[0],
+            // What is rounded already stays so.
+            Op::Cast => {
+                (2..=3).contains(&shape.len())
+                    && shape[0] == self.shape(i)[0]
+                    && !is_bf16(self.f.ty(self.f.insts[i].results[0]))
+            }
             _ => false,
         };
         // Reshapes alone keep the order of elements.

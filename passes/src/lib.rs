@@ -23,6 +23,7 @@ mod testing;
 pub enum Numerics {
     /// f32 arithmetic on dequantized weights, in an order that does not depend on the number of threads.
     Strict,
-    /// Activations beside quantized weights may be quantized to 8 bits.
+    /// Activations beside quantized weights may be quantized to 8 bits, or, where there is a matrix unit, rounded to bf16 with the weights,
+    /// as attention may be.
     Fast,
 }

@@ -106,7 +106,7 @@ params! {
         "tokens whose sums are kept at once";
     pairs_blocks: Lower, "bf16 product, many tokens", "blocks of 8 rows", [2, 4, 8], 4, Reassociates,
         "row blocks of a tile, at most";
-    pairs_bytes: Lower, "bf16 product, many tokens", "bytes", [262144, 524288, 1048576, 2097152], 786432, Bitwise,
+    pairs_bytes: Lower, "bf16 product, many tokens", "bytes", [262144, 524288, 786432, 1572864], 786432, Bitwise,
         "most bytes of activations that are read for each panel of weights; they should stay in a second-level cache";
     panel: Lower, "float product of quantized weights", "bytes", [65536, 131072, 262144, 393216, 786432], 393216, Bitwise,
         "most bytes of a panel of dequantized rows; it should stay in a second-level cache";

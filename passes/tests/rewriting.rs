@@ -126,6 +126,14 @@ fn decoder_layers_have_the_fewest_kernels() {
     let strict = ["rms_norm", "linear", "kv_append", "attend", "linear", "rms_norm", "linear", "linear"];
     let strict = strict.map(|n| if n == "rms_norm" { "reduce_sum" } else { n }).to_vec();
     assert_eq!(of(&model(LLAMA, q4), Numerics::Strict), [(3, strict)]);
+    // Beside a matrix unit activations are converted by what computes them.
+    let options = Options { target: Target::MATRIX, ..options(true, Numerics::Fast) };
+    let (p, reports) = compile(&model(LLAMA, q4), &options);
+    let layer = reports.kernels.iter().find(|k| k.function.contains(".layer")).unwrap();
+    let pairs = ["reduce_sum", "qlinear", "kv_append", "attend", "qlinear", "reduce_sum", "glu_linear", "qlinear"];
+    assert_eq!(layer.names, pairs);
+    let text = marquetry_ir::text::print_program(&p);
+    assert!(text.contains("micro \"pairs\"") && text.contains("micro \"gate silu bf16\"") && !text.contains("act8"));
     // Two halves: attention and feed-forward network. Windows differ by layer, networks do not.
     let attention = [&norm[..], &["reduce_sum", "kv_append", "reduce_sum", "attend", "qlinear", "reduce_sum"]].concat();
     let network = [&norm[..], &norm, &["reduce_sum"]].concat();

@@ -21,8 +21,8 @@ const INSTRUCTIONS: u64 = 12 << 20;
 pub struct Peaks {
     /// Bytes per second read from a buffer that no cache holds.
     pub read: f64,
-    /// Operations on f32 per second by fused multiply-adds in the widest vectors that routines use, if there are routines for this
-    /// CPU: two per lane.
+    /// Operations on floats per second by what routines use, if there are routines for this CPU: products of bf16 in a matrix unit, else
+    /// fused multiply-adds in the widest vectors, two per lane.
     pub flops: Option<f64>,
     /// Operations on 8-bit integers per second by the instructions of routines for products: two per byte.
     pub int8_ops: Option<f64>,
@@ -96,6 +96,8 @@ fn median(pool: &Pool, work: f64, f: &(dyn for<'a> Fn(Worker<'a>) + Sync)) -> Re
 #[derive(Clone, Copy)]
 enum Arithmetic {
     #[cfg(target_arch = "x86_64")]
+    Amx,
+    #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
     AvxVnni,
@@ -128,7 +130,7 @@ mod x86 {
     use std::hint::black_box;
 
     use super::Arithmetic;
-    use crate::micro::Level;
+    use crate::micro::{Level, tile_products};
 
     /// Results that do not wait for each other: enough for two instructions a cycle of four cycles each.
     const CHAINS: usize = 12;
@@ -136,7 +138,8 @@ mod x86 {
     impl Arithmetic {
         pub fn best() -> Option<Arithmetic> {
             Level::available().iter().find_map(|l| match l {
-                Level::Amx | Level::Avx512 => Some(Arithmetic::Avx512),
+                Level::Amx => Some(Arithmetic::Amx),
+                Level::Avx512 => Some(Arithmetic::Avx512),
                 Level::AvxVnni => Some(Arithmetic::AvxVnni),
                 Level::Avx2 => Some(Arithmetic::Avx2),
                 _ => None,
@@ -146,6 +149,8 @@ mod x86 {
         /// Fused multiply-adds; 0 of them give the operations of one.
         pub fn floats(self, count: u64) -> u64 {
             match self {
+                // SAFETY: the CPU has what `best` found.
+                Arithmetic::Amx => unsafe { tile_products(count) },
                 Arithmetic::Avx512 if count == 0 => 2 * 16,
                 Arithmetic::Avx2 | Arithmetic::AvxVnni if count == 0 => 2 * 8,
                 // SAFETY: the CPU has what `best` found.
@@ -158,10 +163,10 @@ mod x86 {
         /// Products of bytes added to 32-bit lanes; 0 of them give the operations of one.
         pub fn bytes(self, count: u64) -> u64 {
             match self {
-                Arithmetic::Avx512 if count == 0 => 2 * 64,
+                Arithmetic::Amx | Arithmetic::Avx512 if count == 0 => 2 * 64,
                 Arithmetic::Avx2 | Arithmetic::AvxVnni if count == 0 => 2 * 32,
                 // SAFETY: the CPU has what `best` found.
-                Arithmetic::Avx512 => unsafe { bytes512(count) },
+                Arithmetic::Amx | Arithmetic::Avx512 => unsafe { bytes512(count) },
                 // SAFETY: as above.
                 Arithmetic::AvxVnni => unsafe { bytes256_vnni(count) },
                 // SAFETY: as above.

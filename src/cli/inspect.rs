@@ -133,7 +133,8 @@ fn compile_options(model: &LoadedModel, args: &Args) -> (Bucket, Options) {
     };
     let mut options = bucket_options(bucket, numerics, model.text.context.min(32_768));
     let level = args.routines.level();
-    (options.target.micro, options.target.matrix) = (level.is_some(), level.is_some_and(|l| l.matrix()));
+    (options.target.micro, options.target.matrix) =
+        (level.is_some(), numerics == Numerics::Fast && level.is_some_and(|l| l.matrix()));
     (bucket, options)
 }
 

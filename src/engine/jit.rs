@@ -19,7 +19,7 @@ use super::programs::{self, Bucket, bucket_options};
 use super::record::Timed;
 use super::variants::Tuning;
 use super::weights::PackedWeights;
-use super::{EngineOptions, Few, Machine, Stats, StepArgs, TuningFound, Variant};
+use super::{EngineOptions, Few, Machine, Stats, StepArgs, TuningFound, Variant, has_matrix};
 use crate::Error;
 use crate::model::{LoadedModel, PAGE};
 use crate::tune::store;
@@ -77,11 +77,16 @@ impl Jit {
         Ok(jit)
     }
 
+    /// May products be those of a matrix unit?
+    fn has_matrix(&self) -> bool {
+        has_matrix(&self.options, self.numerics)
+    }
+
     fn pass_options(&self, bucket: Bucket) -> manager::Options {
         let mut options = bucket_options(bucket, self.numerics, self.options.context);
         options.cache_type = self.options.cache_type.or(options.cache_type);
         options.target.micro = self.options.routines.level().is_some();
-        options.target.matrix = self.options.has_matrix();
+        options.target.matrix = self.has_matrix();
         options
     }
 
@@ -250,7 +255,7 @@ impl Machine for Jit {
         outputs: &mut [(&str, &mut [u8])],
         stats: &mut Stats,
     ) -> Result<Option<Timed>, Error> {
-        let bucket = Bucket::of(args.tokens.len(), self.options.has_matrix());
+        let bucket = Bucket::of(args.tokens.len(), self.has_matrix());
         self.prepare(bucket, stats)?;
         let Some(f) = &self.functions[bucket as usize] else { return Ok(None) };
         let sizes = sizes(f, args, self.pages)?;

@@ -107,15 +107,15 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// Have the routines products by a matrix unit?
-    pub(crate) fn has_matrix(&self) -> bool {
-        self.routines.level().is_some_and(|l| l.matrix())
-    }
-
     /// The number of threads that 0 stands for.
     pub fn default_threads() -> usize {
         std::thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_THREADS)
     }
+}
+
+/// Do the numerics allow products by a matrix unit, and have the routines such?
+fn has_matrix(options: &EngineOptions, numerics: Numerics) -> bool {
+    numerics == Numerics::Fast && options.routines.level().is_some_and(|l| l.matrix())
 }
 
 /// Seconds spent, and tokens computed.

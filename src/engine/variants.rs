@@ -7,7 +7,7 @@ use marquetry_passes::params::Params;
 use marquetry_runtime::Function;
 
 use super::jit::Jit;
-use super::{Bucket, Engine, EngineOptions, Recorded, Rows};
+use super::{Bucket, Engine, EngineOptions, Recorded, Rows, has_matrix};
 use crate::Error;
 use crate::tune::presets::preset;
 use crate::tune::store::Store;
@@ -98,7 +98,7 @@ impl Engine {
 
     /// The buckets whose functions this engine runs.
     pub fn buckets(&self) -> Vec<Bucket> {
-        let (encoder, matrix) = (self.model.text.is_encoder(), self.options.has_matrix());
+        let (encoder, matrix) = (self.model.text.is_encoder(), has_matrix(&self.options, self.numerics));
         let all = Bucket::ALL.into_iter();
         all.filter(|b| if *b == Bucket::Decode { !encoder } else { *b == Bucket::of(b.most(), matrix) }).collect()
     }

@@ -64,15 +64,15 @@ impl Case {
     }
 }
 
-/// A way to run micro-kernels: a name, are there any, and where their routines come from.
-type Way = (&'static str, bool, Lookup);
+/// A way to run micro-kernels: a name, are there any, where their routines come from, and is there a matrix unit.
+type Way = (&'static str, bool, Lookup, bool);
 
 fn ways() -> Vec<Way> {
     // AVX2 and NEON with another routine for one operation, which `runtime/tests/micro.rs` compares with its loops.
     let all = Level::available();
     let same = |l: &Level| *l == Level::AvxVnni || *l == Level::Neon && all.contains(&Level::Dotprod);
-    let levels = all.iter().filter(|l| !same(l)).map(|l| (l.name(), true, Routines::Of(*l).lookup()));
-    [("portable", false, Routines::None.lookup())].into_iter().chain(levels).collect()
+    let levels = all.iter().filter(|l| !same(l)).map(|l| (l.name(), true, Routines::Of(*l).lookup(), l.matrix()));
+    [("portable", false, Routines::None.lookup(), false)].into_iter().chain(levels).collect()
 }
 
 /// Checks cases in all ways; `MARQUETRY_CASES` of them where it is set.
@@ -85,7 +85,7 @@ fn check(all: &[Case]) {
                 let runs: Vec<&Run> = case.runs.iter().filter(|r| (r.tokens == 1) == one).collect();
                 let inputs: Vec<Inputs> = runs.iter().map(|r| inputs(&m, r)).collect();
                 let made = ways().into_iter().filter(|_| !inputs.is_empty());
-                let made: Vec<_> = made.map(|way| (way, compile(case, &m, numerics, one, way.1))).collect();
+                let made: Vec<_> = made.map(|way| (way, compile(case, &m, numerics, one, (way.1, way.3)))).collect();
                 let mut references: Vec<(&Module, Vec<Reference<'_>>)> = vec![];
                 for (way, (g, p)) in &made {
                     let meant = if numerics == Numerics::Strict { &m } else { g };
@@ -95,7 +95,8 @@ fn check(all: &[Case]) {
                     let Some((_, want)) = references.last() else { continue };
                     let what = format!("{}, {numerics:?}, {}, {}", case.name, way.0, if one { "one" } else { "many" });
                     if way.1 {
-                        expect_micro(&what, p, &case.micro[usize::from(numerics == Numerics::Fast)]);
+                        let wanted = &case.micro[usize::from(numerics == Numerics::Fast)];
+                        expect_micro(&what, p, wanted, way.3 && !one);
                     }
                     let judge = |i: usize, got: &Outcome| want[i].agrees(got, case.step);
                     threads(&what, numerics, *way, (&m, p), &inputs, &judge);
@@ -120,9 +121,9 @@ fn inputs(m: &Module, run: &Run) -> Inputs {
 }
 
 /// The last graph and the program.
-fn compile(case: &Case, m: &Module, numerics: Numerics, one: bool, micro: bool) -> (Module, Program) {
+fn compile(case: &Case, m: &Module, numerics: Numerics, one: bool, (micro, matrix): (bool, bool)) -> (Module, Program) {
     let mut options = manager::Options { numerics, ..manager::Options::default() };
-    options.target.micro = micro;
+    (options.target.micro, options.target.matrix) = (micro, matrix);
     if numerics == Numerics::Fast {
         // Weights are so small here that a launch more would outweigh products of 8 bits.
         options.target.launch_ps = 0;
@@ -143,10 +144,13 @@ fn compile(case: &Case, m: &Module, numerics: Numerics, one: bool, micro: bool) 
     }
 }
 
-fn expect_micro(what: &str, p: &Program, wanted: &[String]) {
+/// Are the micro-kernels there, or with `matrix` those of a matrix unit instead?
+fn expect_micro(what: &str, p: &Program, wanted: &[String], matrix: bool) {
     let text = manager::print(&Ir::Program(Box::new(p.clone())));
+    let has = |op: &str| text.contains(&format!("micro \"{op}"));
     for op in wanted {
-        assert!(text.contains(&format!("micro \"{op}")), "{what}: no micro-kernel `{op}`");
+        let other = if op.starts_with("dot ") { "pairs\"".into() } else { op.replace('"', " narrow\"") };
+        assert!(has(op) || matrix && has(&other), "{what}: no micro-kernel `{op}`");
     }
     assert!(!wanted.is_empty() || !text.contains("micro \""), "{what}: a micro-kernel that was not expected");
 }

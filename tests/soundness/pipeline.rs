@@ -82,7 +82,8 @@ fn checked(m: &Module, seed: u64) -> Result<(), Fault> {
     for numerics in [Numerics::Strict, Numerics::Fast] {
         let word = format!("{numerics:?}").to_lowercase();
         let place = |name: &str| format!("{word} {name}");
-        let options = Options { numerics, ..Options::default() };
+        let target = Target { matrix: seed % 2 == 1, ..Options::default().target };
+        let options = Options { numerics, target, ..Options::default() };
         let mut stages: Vec<(&str, Ir)> = vec![];
         let pipeline = manager::default_pipeline();
         let run_all =

@@ -150,7 +150,7 @@ ops! {
     /// numbers rounded to bf16, summed in f32.
     QLinear = "qlinear" (x, w) {} Contract, infer::qlinear, interp::qlinear;
 
-    /// `act(gate) * up`, where the rows of `w` are gate and up rows interleaved in blocks of 8; `x` is f32 or act8.
+    /// `act(gate) * up`, where the rows of `w` are gate and up rows interleaved in blocks of 8; `x` is f32, act8 or bf16.
     /// `act` is 0 for silu, 1 for exact gelu, 2 for gelu by tanh.
     GluLinear = "glu_linear" (x, w) {act: Int} Contract, infer::glu_linear, interp::by_expansion, expand::glu_linear;
 
@@ -198,7 +198,6 @@ ops! {
         Elementwise, infer::rope_apply, interp::by_expansion, expand::rope_apply;
     /// Attention of queries `[n, heads, dim]` over a paged cache: token `t` sees positions `j <= pos[t]`, and `j > pos[t] - window`
     /// if `window > 0`, of sequence `seq[t]`, whose pages of `page` slots are `pages[seq[t]]`. `softcap > 0` caps the scores.
-    /// Beside queries of bf16, keys, values and results are rounded to bf16.
     /// Beside queries of bf16, keys, values and results are rounded to bf16.
     Attend = "attend" (q, state, pos, seq, pages) {scale: Float, window: Int, softcap: Float, page: Int}
         State, infer::attend, interp::attend, expand::attend;

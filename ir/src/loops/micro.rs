@@ -42,7 +42,7 @@ pub enum MicroOp {
     /// `out f32[rows, dim] = softmax(q[rows, dim] * keys) * values`, from `out`, `q`, `keys[slots, heads, dim]` and `values` at one
     /// head, `pages i32[sequences, pages]`, and `meta i64[rows, 3]`: first position, last position, sequence of each row.
     /// Sizes: rows, dim, positions per page. With `parts`, rows have two numbers more and are those of `attend_parts`. With `narrow`,
-    /// queries are bf16 numbers, and keys and values are rounded to such; weights may be, too.
+    /// queries, keys, values and weights may be rounded to bf16; the loops round all but weights.
     Attend(Attend),
     /// Gated products of rows whose blocks of 8 are a gate and what it is for in turn: `out[tokens, 8 * blocks] = act(gate) * up`, in any
     /// float type, of `acc f32[tokens * 2 * blocks, 8]`. Sizes: tokens, blocks.
@@ -571,7 +571,7 @@ impl Micro {
         let get = |k: &Kernel, b: Buf| k.load(b, vec![Expr::idx(0)]);
         let set = |b: Buf, value: Expr| Stmt::Store { buf: b, index: vec![Expr::idx(0)], value };
         let zero = Expr::idx(0);
-        let cached = |e: Expr| if a.narrow { e.cast(DType::BF16).cast(DType::F32) } else { e.cast(DType::F32) };
+        let rounded = |e: Expr| if a.narrow { e.cast(DType::BF16).cast(DType::F32) } else { e.cast(DType::F32) };
         vec![each(k, "r", rows, |k, r| {
             let meta = |k: &Kernel, i: i64| self.load(k, 5, &[r.clone(), Expr::idx(i)]);
             let (b1, first) = bind(k, "first", meta(k, 0));
@@ -584,8 +584,9 @@ impl Micro {
                 let entry = self.load(k, 4, &[seq.clone(), at.clone() / page.clone()]).cast(DType::I64);
                 let (c2, slot) = bind(k, "slot", entry * page.clone() + at % page.clone());
                 let sum = each(k, "d", dim.clone(), |k, d| {
-                    let key = cached(self.load(k, 2, &[slot.clone(), zero.clone(), d.clone()]));
-                    vec![set(dot, self.load(k, 1, &[r.clone(), d]).fma(key, get(k, dot)))]
+                    let key = rounded(self.load(k, 2, &[slot.clone(), zero.clone(), d.clone()]));
+                    let query = rounded(self.load(k, 1, &[r.clone(), d]));
+                    vec![set(dot, query.fma(key, get(k, dot)))]
                 });
                 let mut e = get(k, dot) * Expr::float(f32::from_bits(a.scale));
                 if a.cap != 0 {
@@ -605,7 +606,7 @@ impl Micro {
                 let (c, weight) = bind(k, "w", Expr::unary(UnOp::Exp, e - get(k, top)));
                 body.extend([c, set(total, get(k, total) + weight.clone())]);
                 body.push(each(k, "d", dim.clone(), |k, d| {
-                    let value = cached(self.load(k, 3, &[slot.clone(), zero.clone(), d.clone()]));
+                    let value = rounded(self.load(k, 3, &[slot.clone(), zero.clone(), d.clone()]));
                     let old = self.load(k, 0, &[r.clone(), d.clone()]);
                     vec![self.store(&[r.clone(), d], weight.fma(value, old))]
                 }));

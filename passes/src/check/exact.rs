@@ -4,7 +4,7 @@
 //! rule that is wrong by as little. So rewriting is checked without the rounding, as closely as with strict numerics, and what the
 //! rounding does is measured.
 
-use marquetry_ir::graph::{Attr, Module, Op, Ty, TypeError, rebuild};
+use marquetry_ir::graph::{Attr, Function, Inst, Module, Op, Ty, TypeError, rebuild};
 use marquetry_ir::{DType, Elem};
 
 use crate::eqsat::weight_arguments;
@@ -44,9 +44,14 @@ pub fn unrounded(m: &Module) -> Result<Module, TypeError> {
     Ok(out)
 }
 
-/// Does it round activations beside quantized weights?
+/// Does it round activations for the sake of speed?
 pub fn rounds(m: &Module) -> bool {
-    m.functions.iter().flat_map(|f| &f.insts).any(|i| matches!(i.op, Op::Quantize | Op::QLinear))
+    let narrow = |f: &Function, i: &Inst| {
+        let queries = i.operands.first().and_then(|q| f.ty(*q).as_tensor());
+        i.op == Op::Attend && queries.is_some_and(|t| t.elem == Elem::Scalar(DType::BF16))
+    };
+    let of = |f: &Function| f.insts.iter().any(|i| matches!(i.op, Op::Quantize | Op::QLinear) || narrow(f, i));
+    m.functions.iter().any(of)
 }
 
 /// Does it convert to narrow floats? Rules that approximate may leave out a rounding of these.

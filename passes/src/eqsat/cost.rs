@@ -43,6 +43,9 @@ impl Target {
         micro: false,
         matrix: false,
     };
+
+    /// The same with a matrix unit for bf16, and routines.
+    pub const MATRIX: Target = Target { micro: true, matrix: true, ..Target::CPU };
 }
 
 /// Positions of a page, about.

@@ -5,11 +5,11 @@ use marquetry_ir::graph::{Module, parse_module, print_module, verify};
 use marquetry_ir::testing::{gap, mean_gap};
 use proptest::prelude::*;
 
-use super::Limits;
 use super::cost::Target;
 use super::rules::RULES;
 use super::rules::template::forms;
 use super::soundness::apply;
+use super::{Limits, Needs};
 use crate::Numerics;
 use crate::testing::{both, data, snapshot};
 
@@ -60,8 +60,10 @@ proptest! {
     fn all_rules_together_keep_the_numbers(seed: u64) {
         for name in cases() {
             let before = read(&name);
-            for (numerics, bound) in [(Numerics::Strict, 1e-5), (Numerics::Fast, 0.05)] {
-                let (after, reports) = super::run(&before, Target::CPU, numerics, Limits::default()).unwrap();
+            let ways = [(Numerics::Strict, Target::CPU), (Numerics::Fast, Target::CPU), (Numerics::Fast, Target::MATRIX)];
+            for (numerics, target) in ways {
+                let bound = if numerics == Numerics::Fast { 0.05 } else { 1e-5 };
+                let (after, reports) = super::run(&before, target, numerics, Limits::default()).unwrap();
                 prop_assert!(verify(&after).is_empty());
                 prop_assert!(reports.iter().all(|r| r.limit.is_none()), "{name}: {reports:?}");
                 let measure = if numerics == Numerics::Fast { mean_gap } else { gap };
@@ -117,7 +119,8 @@ fn the_documented_table_is_up_to_date() {
     );
     for r in RULES.iter() {
         let (phase, exact) = (format!("{:?}", r.phase).to_lowercase(), format!("{:?}", r.exact).to_lowercase());
-        out.push_str(&format!("| {} | {phase} | {exact} | `{}` | `{}` | {} |\n", r.name, r.lhs, r.rhs, r.guard));
+        let needs = if r.needs == Needs::Matrix { "the target has a matrix unit; " } else { "" };
+        out.push_str(&format!("| {} | {phase} | {exact} | `{}` | `{}` | {needs}{} |\n", r.name, r.lhs, r.rhs, r.guard));
     }
     out.push_str(include_str!("elsewhere.md"));
     snapshot(data("../../../docs/rules.md"), &out);

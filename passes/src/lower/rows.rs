@@ -76,8 +76,14 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     };
     let job = Job { tokens, together, first, count: count.clone(), head: set * together };
     body.push(job.each(cx, |cx, token, head, row| {
-        let put =
-            |cx: &Cx<'_>, at: Vec<Expr>, e: Expr| cx.store(query, vec![row.clone(), at[2].clone()], e.cast(DType::F32));
+        let put = |cx: &Cx<'_>, at: Vec<Expr>, e: Expr| {
+            // The micro-kernel rounds them.
+            let e = match e.node() {
+                Node::Cast(x) if narrow => x.clone(),
+                _ => e,
+            };
+            cx.store(query, vec![row.clone(), at[2].clone()], e.cast(DType::F32))
+        };
         let mut all = nest(cx, q, &[token.clone(), head.clone()], &vec![Dim::default(); 3], &put)?;
         let at = |i: i64| vec![row.clone(), Expr::idx(i)];
         let p = cx.read(pos, std::slice::from_ref(&token))?.cast(DType::I64);

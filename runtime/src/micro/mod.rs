@@ -22,6 +22,8 @@ mod packed;
 mod rows;
 
 pub(crate) use ahead::ask;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use amx::tile_products;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::sdot;
 

@@ -30,8 +30,9 @@ rules! {
     /// Attention of many tokens over bf16 numbers, for matrix units.
     "bf16-attend" Fuse Approximates on Matrix: "(attend ?q ?state ?pos ?seq ?pages ?scale ?window ?cap ?page)" =>
         "(cast (attend (cast ?q bf16) ?state ?pos ?seq ?pages ?scale ?window ?cap ?page) f32)"
-        if "?q is f32, of heads of a multiple of 32 features", |g, b| {
+        if "there may be several tokens, ?q is f32, and heads are of a multiple of 32 features", |g, b| {
             b.is_f32(g, "q")?;
+            (b.shape(g, "q")?.first()?.as_const() != Some(1)).then_some(())?;
             (b.columns(g, "q")? % 32 == 0).then_some(())?;
             let q = add(g, Op::Cast, &[b.id("q")?], vec![Attr::DType(DType::BF16)])?;
             let operands: Vec<_> = ["state", "pos", "seq", "pages"].iter().map(|n| b.id(n)).collect::<Option<_>>()?;

@@ -10,7 +10,7 @@ use marquetry_ir::loops::{MicroOp, Routine};
 use super::{for_float, for_layout};
 use attend::attend;
 use pairs::pairs;
-pub use tile::available;
+pub use tile::{available, tile_products};
 use unpack::unpack_pairs;
 
 /// The routine for a micro-kernel.

@@ -135,3 +135,25 @@ macro_rules! multiply {
 }
 
 pub(super) use {load, multiply, store, zero};
+
+/// Products of bf16 tiles, `count` of them, four sums in turn; 0 of them give the operations of one.
+///
+/// # Safety
+/// Tiles are [`available`].
+pub unsafe fn tile_products(count: u64) -> u64 {
+    if count == 0 {
+        return 2 * (ROWS * ROWS * BYTES / 2) as u64;
+    }
+    let mut tiles = Tiles::default();
+    // SAFETY: the caller's; tiles that were just shaped are zero.
+    unsafe {
+        tiles.shape(Shape { tokens: [ROWS; 2], rows: [ROWS; 2] });
+        for _ in 0..count / 4 {
+            multiply!(0, 4, 6);
+            multiply!(1, 4, 7);
+            multiply!(2, 5, 6);
+            multiply!(3, 5, 7);
+        }
+    }
+    count
+}
