@@ -62,7 +62,7 @@ struct State {
 pub unsafe extern "C" fn attend<const D: u8>(args: *const *mut u8, sizes: *const i64) {
     // SAFETY: the caller passes what `MicroOp::Attend` says, on a CPU that has the level.
     unsafe {
-        let fits = |j: &Job| j.rows >= FEW && j.dim % 32 == 0 && j.dim <= DIM && !j.parts;
+        let fits = |j: &Job| j.rows >= FEW && j.dim.is_multiple_of(32) && j.dim <= DIM && !j.parts;
         if jobs(Call { args, sizes }).all(|j| fits(&j)) {
             let mut tiles = Tiles::default();
             jobs(Call { args, sizes }).for_each(|job| rows::<D>(job, &mut tiles));
