@@ -1,7 +1,9 @@
 //! Products of bf16 in pairs.
 
+use std::arch::asm;
+
 use super::super::Call;
-use super::tile::{BYTES, ROWS, Shape, Tiles, load, multiply, store, zero};
+use super::tile::{BYTES, ROWS, Shape, Tiles, load, store, zero};
 
 /// Groups of 32 along k whose weights a pass over the tokens keeps in the nearest cache.
 const PASS: usize = 12;
@@ -89,6 +91,30 @@ fn halves(left: usize) -> [usize; 2] {
     [first, (left - first).min(ROWS)]
 }
 
+/// `steps!(place, groups, instructions)` repeats the instructions for each group: `x` and `y` are the tokens of the first and the second
+/// tile, `w` the weights. The loop is written out as well, since the unit waits for whatever stands between its instructions.
+macro_rules! steps {
+    ($p:expr, $groups:expr, $($line:literal,)+) => {
+        asm!(
+            "2:",
+            $($line,)+
+            "add {x}, 64",
+            "add {y}, 64",
+            "add {w}, {step}",
+            "dec {n}",
+            "jnz 2b",
+            x = inout(reg) $p.x => _,
+            y = inout(reg) $p.x.wrapping_add(ROWS * $p.x_next) => _,
+            w = inout(reg) $p.w => _,
+            n = inout(reg) $groups => _,
+            xs = in(reg) $p.x_next,
+            ws = in(reg) $p.w_next,
+            step = in(reg) ROWS * $p.w_next,
+            options(nostack, readonly),
+        )
+    };
+}
+
 /// The product of one or two tiles of tokens (`T`) and of rows (`R`) over `groups`, set or added.
 #[inline(always)]
 unsafe fn tile<const T: bool, const R: bool>(p: Place, groups: usize, add: bool) {
@@ -117,24 +143,46 @@ unsafe fn tile<const T: bool, const R: bool>(p: Place, groups: usize, add: bool)
                 zero!(3);
             }
         }
-        let (mut w, mut x) = (p.w, p.x);
-        for _ in 0..groups {
-            load!(4, x, p.x_next);
-            load!(6, w, p.w_next);
-            multiply!(0, 4, 6);
-            if R {
-                load!(7, w.add(BYTES), p.w_next);
-                multiply!(1, 4, 7);
+        if groups > 0 {
+            match (T, R) {
+                (true, true) => steps!(
+                    p,
+                    groups,
+                    "tileloadd tmm4, [{x} + {xs}*1]",
+                    "tileloadd tmm6, [{w} + {ws}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{w} + {ws}*1 + 64]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{y} + {xs}*1]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                ),
+                (false, true) => steps!(
+                    p,
+                    groups,
+                    "tileloadd tmm4, [{x} + {xs}*1]",
+                    "tileloadd tmm6, [{w} + {ws}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{w} + {ws}*1 + 64]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                ),
+                (true, false) => steps!(
+                    p,
+                    groups,
+                    "tileloadd tmm4, [{x} + {xs}*1]",
+                    "tileloadd tmm6, [{w} + {ws}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm5, [{y} + {xs}*1]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                ),
+                (false, false) => steps!(
+                    p,
+                    groups,
+                    "tileloadd tmm4, [{x} + {xs}*1]",
+                    "tileloadd tmm6, [{w} + {ws}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                ),
             }
-            if T {
-                load!(5, x.add(ROWS * p.x_next), p.x_next);
-                multiply!(2, 5, 6);
-            }
-            if T && R {
-                multiply!(3, 5, 7);
-            }
-            x = x.add(BYTES);
-            w = w.add(ROWS * p.w_next);
         }
         store!(0, p.acc, p.acc_next);
         if R {

@@ -134,7 +134,7 @@ macro_rules! multiply {
     };
 }
 
-pub(super) use {load, multiply, store, zero};
+pub(super) use {load, store, zero};
 
 /// Products of bf16 tiles, `count` of them, four sums in turn; 0 of them give the operations of one.
 ///
