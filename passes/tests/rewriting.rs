@@ -134,6 +134,12 @@ fn decoder_layers_have_the_fewest_kernels() {
     assert_eq!(layer.names, pairs);
     let text = marquetry_ir::text::print_program(&p);
     assert!(text.contains("micro \"pairs\"") && text.contains("micro \"gate silu bf16\"") && !text.contains("act8"));
+    // For few tokens making panels would take longer than it saves, were it not for launches, which outweigh weights as small as these.
+    let few = ["n", "r"].map(|s| (s.to_string(), Narrow::Range(1, 8)));
+    let sizes = options.sizes.clone().into_iter().chain(few).collect();
+    let few = Options { sizes, target: Target { launch_ps: 0, ..Target::MATRIX }, ..options };
+    let text = marquetry_ir::text::print_program(&compile(&model(LLAMA, q4), &few).0);
+    assert!(text.contains("micro \"dot") && !text.contains("micro \"pairs\""));
     // Two halves: attention and feed-forward network. Windows differ by layer, networks do not.
     let attention = [&norm[..], &["reduce_sum", "kv_append", "reduce_sum", "attend", "qlinear", "reduce_sum"]].concat();
     let network = [&norm[..], &norm, &["reduce_sum"]].concat();

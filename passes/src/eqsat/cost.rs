@@ -38,7 +38,7 @@ impl Target {
         dequant_ps: 90,
         i8_ps: 12,
         bf16_ps: 3,
-        panel_ps: 200,
+        panel_ps: 240,
         resident_ps: 20_000,
         micro: false,
         matrix: false,
