@@ -110,6 +110,10 @@ pub enum GgufType {
     Q5_1,
     /// 32 × 8 bits, f16 scale; `w = d * q`.
     Q8_0,
+    /// 256 × 2 bits in 16 groups with 4-bit scales and minima.
+    Q2K,
+    /// 256 × 3 bits in 16 groups with 6-bit scales.
+    Q3K,
     /// 256 × 4 bits in 8 groups with 6-bit scales and minima.
     Q4K,
     /// 256 × 5 bits in 8 groups with 6-bit scales and minima.
@@ -120,12 +124,14 @@ pub enum GgufType {
 
 impl GgufType {
     /// Every block format, in the order of the declaration.
-    pub const ALL: [GgufType; 8] = [
+    pub const ALL: [GgufType; 10] = [
         GgufType::Q4_0,
         GgufType::Q4_1,
         GgufType::Q5_0,
         GgufType::Q5_1,
         GgufType::Q8_0,
+        GgufType::Q2K,
+        GgufType::Q3K,
         GgufType::Q4K,
         GgufType::Q5K,
         GgufType::Q6K,
@@ -134,7 +140,7 @@ impl GgufType {
     /// Elements in one block, along the last axis.
     pub fn block_len(self) -> usize {
         match self {
-            GgufType::Q4K | GgufType::Q5K | GgufType::Q6K => 256,
+            GgufType::Q2K | GgufType::Q3K | GgufType::Q4K | GgufType::Q5K | GgufType::Q6K => 256,
             _ => 32,
         }
     }
@@ -147,6 +153,8 @@ impl GgufType {
             GgufType::Q5_0 => 22,
             GgufType::Q5_1 => 24,
             GgufType::Q8_0 => 34,
+            GgufType::Q2K => 84,
+            GgufType::Q3K => 110,
             GgufType::Q4K => 144,
             GgufType::Q5K => 176,
             GgufType::Q6K => 210,
@@ -161,6 +169,8 @@ impl GgufType {
             GgufType::Q5_0 => 6,
             GgufType::Q5_1 => 7,
             GgufType::Q8_0 => 8,
+            GgufType::Q2K => 10,
+            GgufType::Q3K => 11,
             GgufType::Q4K => 12,
             GgufType::Q5K => 13,
             GgufType::Q6K => 14,
@@ -175,6 +185,8 @@ impl GgufType {
             GgufType::Q5_0 => "q5_0",
             GgufType::Q5_1 => "q5_1",
             GgufType::Q8_0 => "q8_0",
+            GgufType::Q2K => "q2_k",
+            GgufType::Q3K => "q3_k",
             GgufType::Q4K => "q4_k",
             GgufType::Q5K => "q5_k",
             GgufType::Q6K => "q6_k",
@@ -187,6 +199,8 @@ impl GgufType {
 /// Logical matrix `[n, k]`, `n` padded to a multiple of 8 with zero rows. For row block `b`, group `g` of 32 k and word `p` in
 /// `0..bits` the data plane holds 8 consecutive 32-bit words, one per row. Bits are dealt to words by the binary digits of their
 /// number, the largest first, each digit a [`Part`]: 5 bits are 4 words with the low 4 bits of all elements and 1 word with bit 4.
+/// * 2 bits: word `p` in 0..2, byte `j`: `q[8i + 4p + j]` at bits `2i` and `2i + 1`;
+/// * 3 bits: as 2 bits, and byte `j` of word 2 has bit 2 of `q[4i + j]` at bit `i`;
 /// * 4 bits: word `p` in 0..4, byte `j`: low nibble `q[4p + j]`, high nibble `q[16 + 4p + j]`;
 /// * 5 bits: as 4 bits, and byte `j` of word 4 has bit 4 of `q[4i + j]` at bit `i`;
 /// * 6 bits: as 4 bits, and byte `j` of word `4 + p` in 4..6 has bits 4 and 5 of `q[8i + 4p + j]` at bits `2i` and `2i + 1`;
@@ -222,6 +236,8 @@ impl Packed {
             GgufType::Q5_0 => p(5, 32, DType::F16, 16, false, 31),
             GgufType::Q5_1 => p(5, 32, DType::F16, 0, true, 31),
             GgufType::Q8_0 => p(8, 32, DType::F16, 128, false, 255),
+            GgufType::Q2K => p(2, 16, DType::F32, 0, true, 3),
+            GgufType::Q3K => p(3, 16, DType::F32, 4, false, 7),
             GgufType::Q4K => p(4, 32, DType::F32, 0, true, 15),
             GgufType::Q5K => p(5, 32, DType::F32, 0, true, 31),
             GgufType::Q6K => p(6, 16, DType::F32, 32, false, 63),

@@ -44,6 +44,17 @@ fn nibbles(packed: &[u8], q: &mut [u8]) {
     }
 }
 
+/// Splits pairs of bits: of 32 bytes, those that are lowest fill the first 32 elements of `q`, and so on.
+fn pairs(packed: &[u8], q: &mut [u8]) {
+    for (packed, q) in packed.chunks_exact(32).zip(q.chunks_exact_mut(128)) {
+        for (part, q) in q.chunks_exact_mut(32).enumerate() {
+            for (&byte, q) in packed.iter().zip(q) {
+                *q = byte >> (2 * part) & 3;
+            }
+        }
+    }
+}
+
 /// Adds bit `j` of `bits` as the fifth bit of `q[j]`.
 fn fifth_bits(bits: &[u8], q: &mut [u8]) {
     for (&byte, q) in bits.iter().zip(q.chunks_exact_mut(8)) {
@@ -100,6 +111,27 @@ pub fn decode_block(t: GgufType, block: &[u8], q: &mut [u8], scale: &mut [f32], 
             scale[0] = half(block, 0);
             for (q, &byte) in q.iter_mut().zip(&block[2..]) {
                 *q = byte ^ 0x80;
+            }
+        }
+        GgufType::Q2K => {
+            let (d, dmin) = (half(block, 80), half(block, 82));
+            for ((scale, min), &s) in scale[..16].iter_mut().zip(&mut min[..16]).zip(&block[..16]) {
+                (*scale, *min) = (d * f32::from(s & 15), -(dmin * f32::from(s >> 4)));
+            }
+            pairs(&block[16..80], q);
+        }
+        GgufType::Q3K => {
+            let (d, s) = (half(block, 108), &block[96..108]);
+            for (j, scale) in scale[..16].iter_mut().enumerate() {
+                let low = s[j % 8] >> (j / 8 * 4) & 15;
+                let high = s[8 + j % 4] >> (j / 4 * 2) & 3;
+                *scale = d * (f32::from(high << 4 | low) - 32.0);
+            }
+            pairs(&block[32..96], q);
+            for (part, q) in q.chunks_exact_mut(32).enumerate() {
+                for (&byte, q) in block[..32].iter().zip(q) {
+                    *q |= (byte >> part & 1) << 2;
+                }
             }
         }
         GgufType::Q4K => {
@@ -192,13 +224,15 @@ mod tests {
     }
 
     /// Random blocks and their values by PyPI's gguf 0.19.
-    fn cases() -> [(GgufType, &'static [u8], &'static [u8]); 8] {
+    fn cases() -> [(GgufType, &'static [u8], &'static [u8]); 10] {
         [
             case!(GgufType::Q4_0, "q4_0"),
             case!(GgufType::Q4_1, "q4_1"),
             case!(GgufType::Q5_0, "q5_0"),
             case!(GgufType::Q5_1, "q5_1"),
             case!(GgufType::Q8_0, "q8_0"),
+            case!(GgufType::Q2K, "q2_k"),
+            case!(GgufType::Q3K, "q3_k"),
             case!(GgufType::Q4K, "q4_k"),
             case!(GgufType::Q5K, "q5_k"),
             case!(GgufType::Q6K, "q6_k"),

@@ -228,6 +228,8 @@ fn block(r: &mut Random, t: GgufType) -> Vec<u8> {
     let scales: &[(usize, f32)] = match t {
         GgufType::Q4_0 | GgufType::Q5_0 | GgufType::Q8_0 => &[(0, 0.1)],
         GgufType::Q4_1 | GgufType::Q5_1 => &[(0, 0.1), (2, 0.5)],
+        GgufType::Q2K => &[(80, 0.05), (82, 0.05)],
+        GgufType::Q3K => &[(108, 0.01)],
         GgufType::Q4K | GgufType::Q5K => &[(0, 0.01), (2, 0.01)],
         GgufType::Q6K => &[(208, 0.001)],
     };

@@ -16,6 +16,8 @@ fn blocks(t: GgufType, count: usize, seed: &mut u64) -> Vec<u8> {
     let factors: &[usize] = match t {
         GgufType::Q4_0 | GgufType::Q5_0 | GgufType::Q8_0 => &[0],
         GgufType::Q4_1 | GgufType::Q5_1 | GgufType::Q4K | GgufType::Q5K => &[0, 2],
+        GgufType::Q2K => &[80, 82],
+        GgufType::Q3K => &[108],
         GgufType::Q6K => &[208],
     };
     let mut out = vec![];

@@ -77,7 +77,7 @@ pub enum GgufError {
     Block { name: String, len: u64, block: usize, format: &'static str },
     /// A tensor type that we do not read.
     #[error(
-        "tensor `{name}`: {what} at offset {at}; known: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k"
+        "tensor `{name}`: {what} at offset {at}; known: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k"
     )]
     TensorType { name: String, what: String, at: usize },
     /// Data past the end of the file.

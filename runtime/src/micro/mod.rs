@@ -234,6 +234,8 @@ macro_rules! for_layout {
         one!(Q5_0);
         one!(Q5_1);
         one!(Q8_0);
+        one!(Q2K);
+        one!(Q3K);
         one!(Q4K);
         one!(Q5K);
         one!(Q6K);
