@@ -18,6 +18,26 @@ pub fn exp(x: __m512) -> __m512 {
     _mm512_scalef_ps(p, n)
 }
 
+/// `2^x` where it is no larger than the largest float: within a unit in the last place, or within 8e-5 of it if that is good enough.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+pub fn power<const ROUGH: bool>(x: __m512) -> __m512 {
+    let n = _mm512_roundscale_ps::<8>(x);
+    let f = _mm512_sub_ps(x, n);
+    // Polynomials of degrees 3 and 6 with the least relative error on -1/2..1/2.
+    let c: &[f32] = match ROUGH {
+        true => &[0.055_171_67, 0.242_611_13, 0.693_260_97, 0.999_928_06],
+        false => {
+            &[1.534_581_2e-4, 1.339_993_1e-3, 9.618_489e-3, 0.055_503_29, 0.240_226_47, std::f32::consts::LN_2, 1.0]
+        }
+    };
+    let mut p = _mm512_set1_ps(c[0]);
+    for c in &c[1..] {
+        p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(*c));
+    }
+    _mm512_scalef_ps(p, n)
+}
+
 /// `tanh x`, within a few units in the last place of 1.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]

@@ -4,6 +4,8 @@ mod attend;
 mod dot;
 mod float;
 mod gate;
+pub mod lanes;
+mod many;
 mod math;
 mod quantize;
 
@@ -14,7 +16,7 @@ pub use attend::attend;
 use dot::dot;
 pub use dot::{plane, quad};
 use float::fma;
-pub use math::{load16, tanh, transpose};
+pub use math::{load16, transpose};
 use quantize::quantize;
 
 /// The routine for a micro-kernel.
