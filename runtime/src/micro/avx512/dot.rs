@@ -1,6 +1,7 @@
 //! Products of quantized numbers.
 
 use core::arch::x86_64::*;
+use core::mem::MaybeUninit;
 
 use super::super::ahead::ask_group;
 use super::super::avx2::dot_narrow;
@@ -10,6 +11,13 @@ use super::math::join;
 
 /// Tokens that share a pass over the weights.
 const TILE: usize = 8;
+
+/// Numbers of [`Totals`]: 32 tokens have room up to rows of 4096 numbers with a scale each 16.
+const TOTALS: usize = 32 * 256;
+
+/// Of some tokens and their scales, what a zero point adds to products. It is computed once for all rows: vectors that are one number are
+/// cheapest read from memory.
+type Totals = [MaybeUninit<f32>; TOTALS];
 
 /// Two row blocks of a weight.
 #[derive(Clone, Copy)]
@@ -23,11 +31,18 @@ struct Rows {
 pub unsafe extern "C" fn dot<L: Layout>(args: *const *mut u8, sizes: *const i64) {
     // SAFETY: the caller passes what `MicroOp::Dot` says, on a CPU that has the level.
     unsafe {
-        match (Call { args, sizes }).size(0) {
-            1 => dot_narrow::<L>(args, sizes),
-            _ => tiles::<L>(Call { args, sizes }),
+        let call = Call { args, sizes };
+        if call.size(0) == 1 || scales::<L>(call.size(2)) > TOTALS {
+            dot_narrow::<L>(args, sizes);
+        } else {
+            tiles::<L>(call);
         }
     }
+}
+
+/// Scales of a row.
+fn scales<L: Layout>(groups: usize) -> usize {
+    groups * (32 / L::P.group as usize)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
@@ -42,58 +57,85 @@ unsafe fn tiles<L: Layout>(c: Call) {
         let (data, scale): (*const u8, *const u8) = (c.arg(1), c.arg(2));
         let min: *const u8 = if p.min { c.arg(3) } else { scale };
         let block = [stride(1) * 4, stride(2) * scale_bytes(p)];
-        let first = Tokens {
+        let all = Tokens {
             q: c.arg(x),
             scale: c.arg(x + 1),
             sum: c.arg(x + 2),
             next: [stride(x) * 4, stride(x + 1) * 4, stride(x + 2) * 4],
         };
-        let mut b = 0;
-        while b < blocks {
-            // A block without a partner is computed twice.
-            let both = [b, (b + 1).min(blocks - 1)];
-            let rows = Rows {
-                data: both.map(|b| data.add(b * block[0])),
-                scale: both.map(|b| scale.add(b * block[1])),
-                min: both.map(|b| min.add(b * block[1])),
-            };
-            let mut t = 0;
-            while t < tokens {
-                let (out, from) = (acc.add((t * blocks + b) * 8), first.at(t));
-                let pair = blocks - b > 1;
-                t += match tokens - t {
-                    TILE.. => tile::<L, TILE>(rows, from, groups, out, blocks * 8, (pair, t == 0)),
-                    4.. => tile::<L, 4>(rows, from, groups, out, blocks * 8, (pair, t == 0)),
-                    2.. => tile::<L, 2>(rows, from, groups, out, blocks * 8, (pair, t == 0)),
-                    _ => tile::<L, 1>(rows, from, groups, out, blocks * 8, (pair, t == 0)),
-                };
+        let mut memory: Totals = [const { MaybeUninit::uninit() }; TOTALS];
+        let each = scales::<L>(groups);
+        let most = (TOTALS / each.max(1)).min(tokens);
+        let mut first = 0;
+        while first < tokens {
+            let end = tokens.min(first + most);
+            for t in first..end {
+                totals::<L>(&mut memory[(t - first) * each..][..each], all.at(t));
             }
-            b += 2;
+            for b in (0..blocks).step_by(2) {
+                // A block without a partner is computed twice.
+                let both = [b, (b + 1).min(blocks - 1)];
+                let rows = Rows {
+                    data: both.map(|b| data.add(b * block[0])),
+                    scale: both.map(|b| scale.add(b * block[1])),
+                    min: both.map(|b| min.add(b * block[1])),
+                };
+                let mut t = first;
+                while t < end {
+                    let (out, from) = (acc.add((t * blocks + b) * 8), all.at(t));
+                    let totals = memory.as_ptr().cast::<f32>().add((t - first) * each);
+                    let pair = blocks - b > 1;
+                    t += match end - t {
+                        TILE.. => tile::<L, TILE>(rows, (from, totals), groups, out, blocks * 8, (pair, t == 0)),
+                        4.. => tile::<L, 4>(rows, (from, totals), groups, out, blocks * 8, (pair, t == 0)),
+                        2.. => tile::<L, 2>(rows, (from, totals), groups, out, blocks * 8, (pair, t == 0)),
+                        _ => tile::<L, 1>(rows, (from, totals), groups, out, blocks * 8, (pair, t == 0)),
+                    };
+                }
+            }
+            first = end;
         }
     }
 }
 
-/// 16 rows by `T` tokens; returns `T`. The first pass over the rows asks for the next ones.
+/// The totals of a token.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn totals<L: Layout>(to: &mut [MaybeUninit<f32>], x: Tokens) {
+    unsafe {
+        let p = L::P;
+        if p.min || p.zero == 0 {
+            return;
+        }
+        for (i, to) in to.iter_mut().enumerate() {
+            let total = if p.group == 16 { *x.sum.add(i) } else { *x.sum.add(2 * i) + *x.sum.add(2 * i + 1) };
+            to.write(total * -f32::from(p.zero));
+        }
+    }
+}
+
+/// 16 rows by `T` tokens, beside which are their totals; returns `T`. The first pass over the rows asks for the next ones.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn tile<L: Layout, const T: usize>(
     rows: Rows,
-    x: Tokens,
+    (x, totals): (Tokens, *const f32),
     groups: usize,
     out: *mut f32,
     next: usize,
     (pair, first): (bool, bool),
 ) -> usize {
     unsafe {
+        let each = scales::<L>(groups);
         let mut acc = [_mm512_setzero_ps(); T];
         for g in 0..groups {
             if first {
                 ask_group::<L>(g, rows.data[0], rows.scale[0], rows.min[0]);
                 ask_group::<L>(g, rows.data[1], rows.scale[1], rows.min[1]);
             }
-            add::<L, T, 0>(rows, x, g, &mut acc);
+            add::<L, T, 0>(rows, x, (totals, each), g, &mut acc);
             if L::P.group == 16 {
-                add::<L, T, 1>(rows, x, g, &mut acc);
+                add::<L, T, 1>(rows, x, (totals, each), g, &mut acc);
             }
         }
         for (t, v) in acc.into_iter().enumerate() {
@@ -111,7 +153,13 @@ unsafe fn tile<L: Layout, const T: usize>(
 /// The products of those elements of group `g` that have its scale number `SUB`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn add<L: Layout, const T: usize, const SUB: usize>(rows: Rows, x: Tokens, g: usize, acc: &mut [__m512; T]) {
+unsafe fn add<L: Layout, const T: usize, const SUB: usize>(
+    rows: Rows,
+    x: Tokens,
+    (totals, each): (*const f32, usize),
+    g: usize,
+    acc: &mut [__m512; T],
+) {
     unsafe {
         let p = L::P;
         let subs = 32 / p.group as usize;
@@ -131,19 +179,18 @@ unsafe fn add<L: Layout, const T: usize, const SUB: usize>(rows: Rows, x: Tokens
         let s = plane::<L>(rows.scale, at);
         let m = if p.min { plane::<L>(rows.min, at) } else { s };
         for (t, (acc, dot)) in acc.iter_mut().zip(dot).enumerate() {
-            let from = x.at(t);
-            let sum = from.sum.add(g * 2);
-            let total = if subs == 2 { *sum.add(SUB) } else { *sum + *sum.add(1) };
             let d = _mm512_cvtepi32_ps(dot);
-            let xs = _mm512_set1_ps(*from.scale.add(g));
+            let xs = _mm512_set1_ps(*x.at(t).scale.add(g));
             *acc = match (p.min, p.zero) {
                 (true, _) => {
+                    let sum = x.at(t).sum.add(g * 2);
+                    let total = if subs == 2 { *sum.add(SUB) } else { *sum + *sum.add(1) };
                     let with = _mm512_fmadd_ps(m, _mm512_set1_ps(total), *acc);
                     _mm512_fmadd_ps(s, _mm512_mul_ps(d, xs), with)
                 }
                 (false, 0) => _mm512_fmadd_ps(s, _mm512_mul_ps(d, xs), *acc),
-                (false, zero) => {
-                    let shift = _mm512_set1_ps(total * -f32::from(zero));
+                (false, _) => {
+                    let shift = _mm512_set1_ps(*totals.add(t * each + g * subs + SUB));
                     _mm512_fmadd_ps(s, _mm512_fmadd_ps(d, xs, shift), *acc)
                 }
             };
