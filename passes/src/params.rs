@@ -114,7 +114,7 @@ params! {
         "tokens that share one pass over a block of weights";
     attend_rows: Lower, "attention, many tokens", "rows", [8, 16, 32, 64], 64, Reassociates,
         "queries of a tile, at most: more share what is read of the cache, fewer are spread better over threads";
-    attend_numbers: Lower, "attention, many tokens", "numbers", [2048, 4096, 8192, 16384], 8192, Reassociates,
+    attend_numbers: Lower, "attention, many tokens", "numbers", [2048, 4096, 8192, 16384], 16384, Reassociates,
         "numbers of a tile's queries, at most: they are read again for every few positions";
     attend_spread: Lower, "attention, one token", "iterations", [1, 2, 4, 8, 16, 32], 8, Reassociates,
         "iterations that a step of one token should have, to occupy some threads";

@@ -1,10 +1,13 @@
-//! Attention: positions in chunks of 8, softmax on the fly (Milakov and Gimelshein, arXiv 1805.02867).
+//! Attention of few rows: positions in chunks of 8, softmax on the fly (Milakov and Gimelshein, arXiv 1805.02867).
 
 use super::Call;
 use super::ahead::{Keys, ask_rows};
 use super::eight::{Eight, size};
+use super::many::{DIM, rows};
 use super::rows::{Job, ROWS, State, jobs, plain};
 
+/// Most rows, where heads are not too large for products of matrices, which are faster with more.
+const FEW: usize = 8;
 /// Positions of a chunk.
 const CHUNK: usize = 8;
 
@@ -16,7 +19,11 @@ const CHUNK: usize = 8;
 pub unsafe fn attend<E: Eight, const D: u8>(c: Call) {
     unsafe {
         for job in jobs(c) {
-            if job.dim % 8 == 0 { vectors::<E, D>(job) } else { plain::<D>(job) }
+            match job.dim % 8 {
+                0 if job.rows > FEW && job.dim <= DIM => rows::<E, D, 4>(job),
+                0 => vectors::<E, D>(job),
+                _ => plain::<D>(job),
+            }
         }
     }
 }

@@ -25,6 +25,8 @@ pub trait Eight: Copy {
     unsafe fn abs(self) -> Self;
     /// Numbers that are not negative, with the signs of others.
     unsafe fn signed(self, signs: Self) -> Self;
+    /// `other` in the lanes where `by` has its sign set, these in the others.
+    unsafe fn select(self, other: Self, by: Self) -> Self;
     /// Lanes `first..=last`; the rest is `other`.
     unsafe fn only(self, first: i32, last: i32, other: f32) -> Self;
     /// The sum of the lanes.
@@ -33,6 +35,8 @@ pub trait Eight: Copy {
     unsafe fn largest(self) -> f32;
     /// The sum of each of eight vectors.
     unsafe fn sums(v: &[Self; 8]) -> Self;
+    /// Rows as columns.
+    unsafe fn transpose(rows: [Self; 8]) -> [Self; 8];
 
     /// `e^self` of numbers that are not positive, within about 2 units in the last place; next to 0 below the smallest normal number.
     #[inline(always)]

@@ -16,6 +16,8 @@ mod avx2;
 mod avx512;
 mod eight;
 mod float;
+mod lanes;
+mod many;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod packed;

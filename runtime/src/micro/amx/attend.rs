@@ -1,13 +1,13 @@
-//! Attention of many rows, as `avx512/many.rs` computes it, by products of tiles of bf16.
+//! Attention of many rows, as `many.rs` computes it, by products of tiles of bf16.
 
 use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
 
 use super::super::Call;
 use super::super::ahead::ask_rows;
-use super::super::avx512::lanes::{BLOCK, Block, State, Weights, finish, softmax};
 use super::super::avx512::{attend as attend_rows, load16, transpose};
 use super::super::eight::size;
+use super::super::lanes::{BLOCK, Block, State, Weights, finish, positions, softmax};
 use super::super::rows::{Job, ROWS, jobs};
 use super::pairs::{Place, Product};
 use super::tile::Tiles;
@@ -60,8 +60,8 @@ unsafe fn rows<const D: u8>(job: Job, tiles: &mut Tiles) {
         for i in (0..job.dim * lanes).step_by(16) {
             _mm512_store_ps(sums.add(i), _mm512_setzero_ps());
         }
-        let mut state = State::new(job);
-        let (mut at, end) = State::positions(job);
+        let mut state = State::<__m512>::new(job);
+        let (mut at, end) = positions(job);
         while at < end {
             let count = BLOCK.min(end - at);
             block::<D>(job, (at, count), s, lanes, &mut state, tiles);
@@ -116,7 +116,7 @@ unsafe fn block<const D: u8>(
     (at, count): (usize, usize),
     s: *mut Scratch,
     lanes: usize,
-    state: &mut State,
+    state: &mut State<__m512>,
     tiles: &mut Tiles,
 ) {
     unsafe {
@@ -206,7 +206,7 @@ struct Pairs {
     lanes: usize,
 }
 
-impl Weights for Pairs {
+impl Weights<__m512> for Pairs {
     const ROUGH: bool = true;
 
     #[inline(always)]

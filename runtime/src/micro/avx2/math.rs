@@ -83,6 +83,11 @@ impl Eight for __m256 {
     }
 
     #[inline(always)]
+    unsafe fn select(self, other: __m256, by: __m256) -> __m256 {
+        unsafe { _mm256_blendv_ps(self, other, by) }
+    }
+
+    #[inline(always)]
     unsafe fn only(self, first: i32, last: i32, other: f32) -> __m256 {
         unsafe {
             let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -117,6 +122,29 @@ impl Eight for __m256 {
             let low = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
             let high = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
             _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(v: [__m256; 8]) -> [__m256; 8] {
+        unsafe {
+            let mut quads = [_mm256_setzero_ps(); 8];
+            for q in 0..2 {
+                let [a, b, c, d] = [v[4 * q], v[4 * q + 1], v[4 * q + 2], v[4 * q + 3]];
+                let (x, y) = (_mm256_castps_pd(_mm256_unpacklo_ps(a, b)), _mm256_castps_pd(_mm256_unpacklo_ps(c, d)));
+                let (z, w) = (_mm256_castps_pd(_mm256_unpackhi_ps(a, b)), _mm256_castps_pd(_mm256_unpackhi_ps(c, d)));
+                // Within each 128 bits: one column of rows 4q..4q + 4.
+                quads[4 * q] = _mm256_castpd_ps(_mm256_unpacklo_pd(x, y));
+                quads[4 * q + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(x, y));
+                quads[4 * q + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(z, w));
+                quads[4 * q + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(z, w));
+            }
+            let mut out = quads;
+            for c in 0..4 {
+                out[c] = _mm256_permute2f128_ps::<0x20>(quads[c], quads[4 + c]);
+                out[4 + c] = _mm256_permute2f128_ps::<0x31>(quads[c], quads[4 + c]);
+            }
+            out
         }
     }
 }

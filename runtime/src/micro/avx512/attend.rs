@@ -6,8 +6,8 @@ use core::mem::MaybeUninit;
 use super::super::Call;
 use super::super::ahead::{ask_row, ask_rows};
 use super::super::eight::size;
+use super::super::many::{DIM, rows};
 use super::super::rows::{Chunk, Job, State, jobs, plain};
-use super::many::{DIM, rows};
 use super::math::{exp, load16, sums_by_quarter, sums_of_quarters, tanh};
 
 /// Positions of a chunk, lanes of a vector.
@@ -30,11 +30,18 @@ pub unsafe extern "C" fn attend<const D: u8>(args: *const *mut u8, sizes: *const
         for job in jobs(Call { args, sizes }) {
             match (job.dim % 16 == 0, job.rows) {
                 (true, ..=ROWS) => vectors::<D>(job),
-                (true, _) if job.dim <= DIM => rows::<D>(job),
+                (true, _) if job.dim <= DIM => many::<D>(job),
                 _ => plain::<D>(job),
             }
         }
     }
+}
+
+/// See [`rows`].
+#[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
+unsafe fn many<const D: u8>(job: Job) {
+    // SAFETY: the caller's.
+    unsafe { rows::<__m512, D, 8>(job) }
 }
 
 /// Walks over the positions.

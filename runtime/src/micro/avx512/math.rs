@@ -2,6 +2,8 @@
 
 use core::arch::x86_64::*;
 
+use super::super::lanes::{Lanes, polynomial};
+
 /// `e^x` for `x <= 0`, within about 2 units in the last place; 0 below the smallest normal number.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -14,26 +16,6 @@ pub fn exp(x: __m512) -> __m512 {
     let mut p = _mm512_set1_ps(1.0 / 5040.0);
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-    }
-    _mm512_scalef_ps(p, n)
-}
-
-/// `2^x` where it is no larger than the largest float: within a unit in the last place, or within 8e-5 of it if that is good enough.
-#[inline]
-#[target_feature(enable = "avx512f,avx512dq")]
-pub fn power<const ROUGH: bool>(x: __m512) -> __m512 {
-    let n = _mm512_roundscale_ps::<8>(x);
-    let f = _mm512_sub_ps(x, n);
-    // Polynomials of degrees 3 and 6 with the least relative error on -1/2..1/2.
-    let c: &[f32] = match ROUGH {
-        true => &[0.055_171_67, 0.242_611_13, 0.693_260_97, 0.999_928_06],
-        false => {
-            &[1.534_581_2e-4, 1.339_993_1e-3, 9.618_489e-3, 0.055_503_29, 0.240_226_47, std::f32::consts::LN_2, 1.0]
-        }
-    };
-    let mut p = _mm512_set1_ps(c[0]);
-    for c in &c[1..] {
-        p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(*c));
     }
     _mm512_scalef_ps(p, n)
 }
@@ -129,4 +111,90 @@ pub fn transpose(v: &[__m512; 16]) -> [__m512; 16] {
         out[12 + c] = _mm512_shuffle_f32x4::<0xdd>(low1, high1);
     }
     out
+}
+
+/// Sixteen floats.
+impl Lanes for __m512 {
+    const N: usize = 16;
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load<const D: u8>(p: *const u8) -> __m512 {
+        unsafe { load16::<D>(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        unsafe { _mm512_storeu_ps(p, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, other: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: __m512) -> __m512 {
+        unsafe { _mm512_div_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(self, factor: __m512, more: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(self, factor, more) }
+    }
+
+    #[inline(always)]
+    unsafe fn select(self, other: __m512, by: __m512) -> __m512 {
+        unsafe { _mm512_mask_mov_ps(self, _mm512_movepi32_mask(_mm512_castps_si512(by)), other) }
+    }
+
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        unsafe { _mm512_reduce_max_ps(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn exp2<const ROUGH: bool>(self) -> __m512 {
+        unsafe {
+            let n = _mm512_roundscale_ps::<8>(self);
+            _mm512_scalef_ps(polynomial::<__m512, ROUGH>(_mm512_sub_ps(self, n)), n)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tanh(self) -> __m512 {
+        unsafe { tanh(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn turn(from: (*const f32, usize), given: usize, to: (*mut f32, usize), wanted: usize) {
+        unsafe {
+            let mut rows = [_mm512_setzero_ps(); 16];
+            for (j, row) in rows.iter_mut().enumerate() {
+                *row = _mm512_loadu_ps(from.0.add(j.min(given - 1) * from.1));
+            }
+            for (i, column) in transpose(&rows).into_iter().enumerate().take(wanted) {
+                _mm512_storeu_ps(to.0.add(i * to.1), column);
+            }
+        }
+    }
 }

@@ -4,8 +4,6 @@ mod attend;
 mod dot;
 mod float;
 mod gate;
-pub mod lanes;
-mod many;
 mod math;
 mod quantize;
 

@@ -100,6 +100,14 @@ impl Eight for float32x4x2_t {
     }
 
     #[inline(always)]
+    unsafe fn select(self, other: Self, by: Self) -> Self {
+        unsafe {
+            let negative = |v| vcltzq_s32(vreinterpretq_s32_f32(v));
+            float32x4x2_t(vbslq_f32(negative(by.0), other.0, self.0), vbslq_f32(negative(by.1), other.1, self.1))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn only(self, first: i32, last: i32, other: f32) -> Self {
         unsafe {
             let (first, last, other) = (vdupq_n_s32(first), vdupq_n_s32(last), vdupq_n_f32(other));
@@ -128,6 +136,30 @@ impl Eight for float32x4x2_t {
                 vpaddq_f32(pairs(a, b), pairs(c, d))
             };
             float32x4x2_t(quad(v[0], v[1], v[2], v[3]), quad(v[4], v[5], v[6], v[7]))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(v: [Self; 8]) -> [Self; 8] {
+        /// Four rows of four as columns.
+        #[inline(always)]
+        unsafe fn quarter(a: float32x4_t, b: float32x4_t, c: float32x4_t, d: float32x4_t) -> [float32x4_t; 4] {
+            unsafe {
+                let (x, y) = (vtrnq_f32(a, b), vtrnq_f32(c, d));
+                let low = |p, q| vcombine_f32(vget_low_f32(p), vget_low_f32(q));
+                let high = |p, q| vcombine_f32(vget_high_f32(p), vget_high_f32(q));
+                [low(x.0, y.0), low(x.1, y.1), high(x.0, y.0), high(x.1, y.1)]
+            }
+        }
+        unsafe {
+            let [a, b] = [quarter(v[0].0, v[1].0, v[2].0, v[3].0), quarter(v[4].0, v[5].0, v[6].0, v[7].0)];
+            let [c, d] = [quarter(v[0].1, v[1].1, v[2].1, v[3].1), quarter(v[4].1, v[5].1, v[6].1, v[7].1)];
+            let mut out = v;
+            for i in 0..4 {
+                out[i] = float32x4x2_t(a[i], b[i]);
+                out[4 + i] = float32x4x2_t(c[i], d[i]);
+            }
+            out
         }
     }
 }

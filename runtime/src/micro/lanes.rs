@@ -1,0 +1,324 @@
+//! Attention with queries as lanes: a query's scores are one lane of vectors that lie below each other, so that softmax needs no sums
+//! across lanes. What multiplies is another's matter.
+//!
+//! As with [`Eight`], such code is inlined into functions that have the instruction set, and has no closures.
+
+use super::eight::Eight;
+use super::rows::{Job, ROWS};
+
+/// Positions of a block.
+pub const BLOCK: usize = 64;
+/// Vectors that hold a number of each row, at most.
+const VECTORS: usize = ROWS / 8;
+/// By how much, in powers of two, scores exceed the largest so far before sums are rescaled. Weights stay below its power of two.
+const SLACK: f32 = 8.0;
+/// Score of a position that is not seen.
+const UNSEEN: f32 = -1e30;
+
+/// Floats in registers. Everything but their definition needs a CPU that has the instruction set.
+pub trait Lanes: Copy {
+    /// How many there are: 8 or 16.
+    const N: usize;
+    /// One number in all lanes.
+    unsafe fn splat(v: f32) -> Self;
+    /// Those of type `D` at an address that is readable: 0 for f32, 1 for f16, 2 for bf16.
+    unsafe fn load<const D: u8>(p: *const u8) -> Self;
+    unsafe fn store(self, p: *mut f32);
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    unsafe fn div(self, other: Self) -> Self;
+    unsafe fn max(self, other: Self) -> Self;
+    /// `self * factor + more`, rounded once.
+    unsafe fn fma(self, factor: Self, more: Self) -> Self;
+    /// `other` in the lanes where `by` has its sign set, these in the others.
+    unsafe fn select(self, other: Self, by: Self) -> Self;
+    /// The largest lane.
+    unsafe fn largest(self) -> f32;
+    /// `2^self` of what is at most 127, next to 0 below -126: within 2 units in the last place, or within 8e-5 of it if `ROUGH`.
+    unsafe fn exp2<const ROUGH: bool>(self) -> Self;
+    unsafe fn tanh(self) -> Self;
+    /// Turns `N` by `N` numbers: `to[i * next + j] = from[j * stride + i]` for `i` below `wanted`. Of `from` there are `given` rows, the last
+    /// of which stands for those that are missing.
+    unsafe fn turn(from: (*const f32, usize), given: usize, to: (*mut f32, usize), wanted: usize);
+}
+
+impl<E: Eight> Lanes for E {
+    const N: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> E {
+        unsafe { E::splat(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load<const D: u8>(p: *const u8) -> E {
+        unsafe { E::load::<D>(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        unsafe { Eight::store(self, p) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: E) -> E {
+        unsafe { Eight::add(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, other: E) -> E {
+        unsafe { Eight::sub(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: E) -> E {
+        unsafe { Eight::mul(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: E) -> E {
+        unsafe { Eight::div(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: E) -> E {
+        unsafe { Eight::max(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(self, factor: E, more: E) -> E {
+        unsafe { Eight::fma(self, factor, more) }
+    }
+
+    #[inline(always)]
+    unsafe fn select(self, other: E, by: E) -> E {
+        unsafe { Eight::select(self, other, by) }
+    }
+
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        unsafe { Eight::largest(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn exp2<const ROUGH: bool>(self) -> E {
+        unsafe {
+            let x = self.max(E::splat(-126.0));
+            let n = x.round();
+            polynomial::<E, ROUGH>(x.sub(n)).mul(n.power())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tanh(self) -> E {
+        unsafe { Eight::tanh(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn turn(from: (*const f32, usize), given: usize, to: (*mut f32, usize), wanted: usize) {
+        unsafe {
+            let mut rows = [E::splat(0.0); 8];
+            for (j, row) in rows.iter_mut().enumerate() {
+                *row = E::load::<0>(from.0.add(j.min(given - 1) * from.1).cast());
+            }
+            for (i, column) in E::transpose(rows).into_iter().enumerate().take(wanted) {
+                column.store(to.0.add(i * to.1));
+            }
+        }
+    }
+}
+
+/// `2^x` for `x` in -1/2..1/2, by polynomials of degrees 3 and 6 with the least relative error there.
+#[inline(always)]
+pub unsafe fn polynomial<L: Lanes, const ROUGH: bool>(x: L) -> L {
+    let c: &[f32] = match ROUGH {
+        true => &[0.055_171_67, 0.242_611_13, 0.693_260_97, 0.999_928_06],
+        false => {
+            &[1.534_581_2e-4, 1.339_993_1e-3, 9.618_489e-3, 0.055_503_29, 0.240_226_47, std::f32::consts::LN_2, 1.0]
+        }
+    };
+    unsafe {
+        let mut p = L::splat(c[0]);
+        for c in &c[1..] {
+            p = p.fma(x, L::splat(*c));
+        }
+        p
+    }
+}
+
+/// What is known of each row, as lanes. Lanes without a row repeat the last one.
+pub struct State<L> {
+    /// Powers of two that weights are relative to.
+    max: [L; VECTORS],
+    total: [L; VECTORS],
+    /// First and last positions, as floats.
+    first: [L; VECTORS],
+    last: [L; VECTORS],
+}
+
+impl<L: Lanes> State<L> {
+    /// Before any position.
+    #[inline(always)]
+    pub unsafe fn new(job: Job) -> State<L> {
+        unsafe {
+            let (mut first, mut last) = ([0f32; ROWS], [0f32; ROWS]);
+            for r in 0..ROWS {
+                let (a, b) = job.range(r.min(job.rows - 1));
+                (first[r], last[r]) = (a as f32, b as f32);
+            }
+            let (none, zero) = ([L::splat(UNSEEN); VECTORS], [L::splat(0.0); VECTORS]);
+            let mut state = State { max: none, total: zero, first: zero, last: zero };
+            for i in 0..ROWS / L::N {
+                state.first[i] = L::load::<0>(first.as_ptr().add(L::N * i).cast());
+                state.last[i] = L::load::<0>(last.as_ptr().add(L::N * i).cast());
+            }
+            state
+        }
+    }
+}
+
+/// Positions that some row sees: the first, and the one after the last.
+#[inline(always)]
+pub unsafe fn positions(job: Job) -> (usize, usize) {
+    let (mut low, mut high) = (i64::MAX, i64::MIN);
+    for r in 0..job.rows {
+        // SAFETY: the row is one of the job's.
+        let (first, last) = unsafe { job.range(r) };
+        (low, high) = (low.min(first), high.max(last));
+    }
+    (low.max(0) as usize, (high + 1).max(0) as usize)
+}
+
+/// Scores of a block, and what it is added to.
+#[derive(Clone, Copy)]
+pub struct Block {
+    /// The first position, and how many there are.
+    pub at: usize,
+    pub count: usize,
+    /// How many there is room for, an even number: those beyond `count` are not seen.
+    pub all: usize,
+    /// `[all, lanes]`
+    pub scores: *mut f32,
+    pub lanes: usize,
+    /// `[dim, lanes]`
+    pub sums: *mut f32,
+}
+
+/// Where weights of two positions go, the even one of them and its lane given, and what of them is added to the sum of weights.
+pub trait Weights<L> {
+    /// Is `2^x` within 8e-5 of it good enough?
+    const ROUGH: bool;
+    unsafe fn put(&self, position: usize, lane: usize, two: [L; 2]) -> [L; 2];
+}
+
+/// Turns scores into weights, and rescales what was summed with a much smaller maximum.
+#[inline(always)]
+pub unsafe fn softmax<L: Lanes, W: Weights<L>>(job: Job, b: Block, weights: &W, state: &mut State<L>) {
+    unsafe {
+        let (begin, end) = (b.at as f32, (b.at + b.count) as f32 - 1.0);
+        // Who is told the largest score wants to know it exactly.
+        let slack = L::splat(if job.parts { 0.0 } else { SLACK });
+        for i in 0..b.lanes / L::N {
+            // Does a lane miss a position?
+            let (first, last) = (state.first[i], state.last[i]);
+            let missed = first.sub(L::splat(begin)).max(L::splat(end).sub(last)).largest() > 0.0 || b.count < b.all;
+            let last = last.select(L::splat(end), L::splat(end).sub(last));
+            let column = b.scores.add(L::N * i);
+            let (top, factor) = largest::<L>(job, b, column, missed.then_some((first, last)));
+            let old = state.max[i];
+            let near = old.add(slack).sub(top);
+            if L::splat(0.0).sub(near).largest() > 0.0 {
+                let new = old.select(top, near);
+                // What begins is zero.
+                let shrink = old.sub(new).exp2::<false>();
+                state.max[i] = new;
+                state.total[i] = state.total[i].mul(shrink);
+                for d in 0..job.dim {
+                    let sum = b.sums.add(d * b.lanes + L::N * i);
+                    L::load::<0>(sum.cast()).mul(shrink).store(sum);
+                }
+            }
+            let (factor, below) = (L::splat(factor), L::splat(0.0).sub(state.max[i]));
+            let mut total = [state.total[i], L::splat(0.0)];
+            for j in (0..b.all).step_by(2) {
+                let mut two = [L::splat(0.0); 2];
+                for (k, w) in two.iter_mut().enumerate() {
+                    let score = L::load::<0>(column.add((j + k) * b.lanes).cast());
+                    let x = score.fma(factor, below);
+                    *w = if W::ROUGH { x.exp2::<true>() } else { x.exp2::<false>() };
+                    if missed {
+                        *w = w.select(L::splat(0.0), score.sub(L::splat(0.5 * UNSEEN)));
+                    }
+                }
+                let [even, odd] = weights.put(j, L::N * i, two);
+                total = [total[0].add(even), total[1].add(odd)];
+            }
+            state.total[i] = total[0].add(total[1]);
+        }
+    }
+}
+
+/// The largest scores of a vector of rows as powers of two, and the factor that makes the scores such. Those of positions that a row does
+/// not see become [`UNSEEN`].
+#[inline(always)]
+unsafe fn largest<L: Lanes>(job: Job, b: Block, column: *mut f32, seen: Option<(L, L)>) -> (L, f32) {
+    unsafe {
+        let (log2_e, mut factor) = (std::f32::consts::LOG2_E, job.scale * std::f32::consts::LOG2_E);
+        // What is larger after a negative factor is not before it.
+        if job.cap != 0.0 || factor <= 0.0 {
+            for j in 0..b.all {
+                let at = column.add(j * b.lanes);
+                let mut s = L::load::<0>(at.cast()).mul(L::splat(job.scale));
+                if job.cap != 0.0 {
+                    let cap = L::splat(job.cap);
+                    s = s.div(cap).tanh().mul(cap);
+                }
+                s.store(at);
+            }
+            factor = log2_e;
+        }
+        let unseen = L::splat(UNSEEN);
+        let mut top = unseen;
+        for j in 0..b.all {
+            let score = column.add(j * b.lanes);
+            let mut s = L::load::<0>(score.cast());
+            if let Some((first, last)) = seen {
+                let p = L::splat((b.at + j) as f32);
+                s = s.select(unseen, p.sub(first)).select(unseen, last.sub(p));
+                s.store(score);
+            }
+            top = top.max(s);
+        }
+        (top.mul(L::splat(factor)).max(unseen), factor)
+    }
+}
+
+/// Sums as rows: divided by the sums of weights, or in parts with those and the largest scores behind them.
+#[inline(always)]
+pub unsafe fn finish<L: Lanes>(job: Job, sums: *mut f32, lanes: usize, state: &State<L>) {
+    unsafe {
+        for r in (0..lanes).step_by(L::N) {
+            let total = state.total[r / L::N];
+            if !job.parts {
+                let inverse = L::splat(1.0).div(total);
+                for d in 0..job.dim {
+                    let sum = sums.add(d * lanes + r);
+                    L::load::<0>(sum.cast()).mul(inverse).store(sum);
+                }
+            }
+            for d in (0..job.dim).step_by(L::N) {
+                let to = job.out.add(r * job.next[1] + d);
+                L::turn((sums.add(d * lanes + r), lanes), L::N, (to, job.next[1]), job.rows - r);
+            }
+            if job.parts {
+                let (mut tops, mut totals) = ([0f32; 16], [0f32; 16]);
+                state.max[r / L::N].mul(L::splat(std::f32::consts::LN_2)).store(tops.as_mut_ptr());
+                total.store(totals.as_mut_ptr());
+                for i in 0..L::N.min(job.rows - r) {
+                    job.leave(r + i, tops[i], totals[i]);
+                }
+            }
+        }
+    }
+}
