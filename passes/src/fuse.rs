@@ -24,26 +24,26 @@ use serde::Serialize;
 use crate::canon;
 use crate::manager::Rewrites;
 
-/// Groups every function.
+/// Groups every function, for a target without routines for micro-kernels.
 ///
 /// # Errors
 /// A type rule that fails, which is a defect of an expansion.
 pub fn run(m: &Module) -> Result<Module, TypeError> {
-    run_with(m, &Rewrites::default())
+    run_with(m, false, &Rewrites::default())
 }
 
-/// As [`run`]; each group of more than one operation asks `rewrites`, and falls apart where it may not be made.
+/// As [`run`], for a target that has routines if `micro`; each group of more than one operation asks `rewrites`, and falls apart where it may not be made.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_with(m: &Module, rewrites: &Rewrites) -> Result<Module, TypeError> {
+pub fn run_with(m: &Module, micro: bool, rewrites: &Rewrites) -> Result<Module, TypeError> {
     let mut out = Module { functions: vec![], ..m.clone() };
     for f in &m.functions {
         if f.kernel.is_some() {
             out.functions.push(f.clone());
             continue;
         }
-        let expanded = expand(&m.syms, f)?;
+        let expanded = expand(&m.syms, f, micro)?;
         let groups = Grouping::new(&expanded, rewrites).run();
         let (fused, caller) = write(&m.syms, &expanded, &groups)?;
         out.functions.extend(fused);
@@ -139,33 +139,38 @@ pub(crate) fn gate(attrs: &[Attr]) -> Option<Act> {
     }
 }
 
-fn is_bf16(ty: &Ty) -> bool {
-    ty.as_tensor().is_some_and(|t| t.elem == Elem::Scalar(DType::BF16))
+fn is(ty: &Ty, elem: Elem) -> bool {
+    ty.as_tensor().is_some_and(|t| t.elem == elem)
 }
 
+const BF16: Elem = Elem::Scalar(DType::BF16);
+
 /// Is the operation to be expanded? A choice among matrices is a contraction where each is whole row blocks.
-fn expands(op: Op, attrs: &[Attr], operands: &[Ty]) -> bool {
+fn expands(op: Op, attrs: &[Attr], operands: &[Ty], micro: bool) -> bool {
     let in_blocks = |w: &TensorTy| {
         let rows = attrs.first().and_then(|n| w.shape.first()?.div_exact(n.as_int()));
         matches!(w.elem, Elem::Packed(_) | Elem::Rows8(_)) && rows.is_some_and(|r| r.div_exact(8).is_some())
     };
     let whole = match op {
         Op::ExpertLinear => operands.get(1).and_then(|t| t.as_tensor()).is_some_and(in_blocks),
-        // Where matrix units make the product fast, the activation takes as long: a routine computes it, of the kinds that have one.
-        Op::GluLinear => gate(attrs).is_some() && operands.first().is_some_and(is_bf16),
+        // Beside a fast product the activation takes long: a routine computes it, of the kinds that have one.
+        Op::GluLinear => {
+            let fast = |x: &Ty| is(x, BF16) || micro && is(x, Elem::Act8);
+            gate(attrs).is_some() && operands.first().is_some_and(fast)
+        }
         op => lowered_whole(op),
     };
     op.info().expand.is_some() && !whole
 }
 
-fn expand(syms: &Syms, f: &Function) -> Result<Function, TypeError> {
+fn expand(syms: &Syms, f: &Function, micro: bool) -> Result<Function, TypeError> {
     let mut f = rebuild(syms, f, &Ty::clone, &mut |b, inst, operands| flat_product(b, inst, operands))?;
     let types = |f: &Function, i: &Inst| i.operands.iter().map(|v| f.ty(*v).clone()).collect::<Vec<_>>();
-    while f.insts.iter().any(|i| expands(i.op, &i.attrs, &types(&f, i))) {
+    while f.insts.iter().any(|i| expands(i.op, &i.attrs, &types(&f, i), micro)) {
         f = rebuild(syms, &f, &Ty::clone, &mut |b: &mut Builder<'_>, inst: &Inst, operands: &[Value]| {
             let types: Vec<Ty> = operands.iter().map(|v| b.func.ty(*v).clone()).collect();
             match inst.op.info().expand {
-                Some(e) if expands(inst.op, &inst.attrs, &types) => Ok(Some(vec![e(b, operands, &inst.attrs)?])),
+                Some(e) if expands(inst.op, &inst.attrs, &types, micro) => Ok(Some(vec![e(b, operands, &inst.attrs)?])),
                 _ => Ok(None),
             }
         })?;
@@ -397,7 +402,8 @@ impl<'a> Grouping<'a> {
                     op => op == Op::Slice && interleaved,
                 };
                 // A gated product is stored by a routine, which converts and does nothing else.
-                let converts = self.op(anchor) != Op::GluLinear || self.op(u) == Op::Cast && set.len() == 1;
+                let to_bf16 = is(self.f.ty(self.f.insts[u].results[0]), BF16);
+                let converts = self.op(anchor) != Op::GluLinear || self.op(u) == Op::Cast && to_bf16 && set.len() == 1;
                 let elementwise = self.open(u) && self.op(u).class() == Class::Elementwise && converts;
                 elementwise
                     && self.shape(u).first() == tokens.as_ref()
@@ -503,7 +509,7 @@ impl<'a> Grouping<'a> {
             Op::Cast => {
                 (2..=3).contains(&shape.len())
                     && shape[0] == self.shape(i)[0]
-                    && !is_bf16(self.f.ty(self.f.insts[i].results[0]))
+                    && !is(self.f.ty(self.f.insts[i].results[0]), BF16)
             }
             _ => false,
         };

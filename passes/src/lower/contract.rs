@@ -35,7 +35,7 @@ pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
     if total % blocks != 0 {
         return Err("row blocks do not pair up".into());
     }
-    let rounded = anchor.op == Op::QLinear && !matches!(cx.planes.get(&x), Some(Planes::Act8(..)));
+    let rounded = anchor.op == Op::QLinear && is_narrow(cx, x);
     let job = Job { x, w, rounded, gate: None, y, result, out, rows: outputs, ratio, blocks };
     if cx.micro
         && let Some(body) = tiles::contract(cx, job, tokens, total)?
@@ -71,14 +71,19 @@ pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
     Ok(())
 }
 
-/// The anchor `glu_linear` over bf16: its activation is a micro-kernel as well.
+/// Are weights beside these activations rounded to bf16, as they are?
+fn is_narrow(cx: &Cx<'_>, x: Value) -> bool {
+    !matches!(cx.planes.get(&x), Some(Planes::Act8(..)))
+}
+
+/// The anchor `glu_linear` over 8-bit or bf16 activations: its activation is a micro-kernel as well.
 fn gated(cx: &mut Cx<'_>, anchor: &Inst, (tokens, rows): (&Dim, i64), result: Value, out: Buf) -> Lowered<()> {
     let (x, w, y) = (anchor.operands[0], anchor.operands[1], anchor.results[0]);
     if cx.shape(result) != cx.shape(y) {
         return Err("a gated product that is not stored as it is".into());
     }
     let gate = Some(gate(&anchor.attrs).ok_or("an activation without a micro-kernel")?);
-    let job = Job { x, w, rounded: true, gate, y, result, out, rows, ratio: 2, blocks: 2 };
+    let job = Job { x, w, rounded: is_narrow(cx, x), gate, y, result, out, rows, ratio: 2, blocks: 2 };
     cx.k.body = vec![tiles::contract(cx, job, tokens, rows / 4)?.ok_or("a gated product of other types")?];
     Ok(())
 }

@@ -25,6 +25,8 @@ pub trait Eight: Copy {
     unsafe fn abs(self) -> Self;
     /// Numbers that are not negative, with the signs of others.
     unsafe fn signed(self, signs: Self) -> Self;
+    /// `other` in the lanes where `by` has its sign set, these in the others.
+    unsafe fn select(self, other: Self, by: Self) -> Self;
     /// Lanes `first..=last`; the rest is `other`.
     unsafe fn only(self, first: i32, last: i32, other: f32) -> Self;
     /// The sum of the lanes.

@@ -83,6 +83,11 @@ impl Eight for __m256 {
     }
 
     #[inline(always)]
+    unsafe fn select(self, other: __m256, by: __m256) -> __m256 {
+        unsafe { _mm256_blendv_ps(self, other, by) }
+    }
+
+    #[inline(always)]
     unsafe fn only(self, first: i32, last: i32, other: f32) -> __m256 {
         unsafe {
             let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

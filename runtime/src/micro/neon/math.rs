@@ -100,6 +100,14 @@ impl Eight for float32x4x2_t {
     }
 
     #[inline(always)]
+    unsafe fn select(self, other: Self, by: Self) -> Self {
+        unsafe {
+            let negative = |v| vcltzq_s32(vreinterpretq_s32_f32(v));
+            float32x4x2_t(vbslq_f32(negative(by.0), other.0, self.0), vbslq_f32(negative(by.1), other.1, self.1))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn only(self, first: i32, last: i32, other: f32) -> Self {
         unsafe {
             let (first, last, other) = (vdupq_n_s32(first), vdupq_n_s32(last), vdupq_n_f32(other));
