@@ -3,7 +3,8 @@
 //! High-level operators without a lowering of their own are expanded first. Moves and constants cost nothing: they are
 //! repeated inside each group that reads through them. Then, deterministically and in this order:
 //!
-//! 1. a contraction takes the elementwise operations that follow it, while a single value leaves the group;
+//! 1. a contraction takes the elementwise operations that follow it, while a single value leaves the group, a gated product the
+//!    quantization of its result;
 //! 2. row operations (reductions along the last axis, quantization) join with each other and with elementwise neighbours over
 //!    the same rows;
 //! 3. a cache update takes the operations that produce its rows, attention those that produce its queries, and the
@@ -337,7 +338,8 @@ impl<'a> Grouping<'a> {
         let n = self.f.insts.len();
         for i in 0..n {
             if self.open(i) && self.op(i).class() == Class::Contract {
-                let set = self.epilogue(i);
+                let mut set = self.epilogue(i);
+                set.extend(self.quantized(i));
                 self.close(i, set);
             }
         }
@@ -495,12 +497,26 @@ impl<'a> Grouping<'a> {
         }
     }
 
+    /// The one operation that reads `i`, if nothing else needs its value.
+    fn reader(&self, i: usize) -> Option<usize> {
+        let alone = !self.wanted[i] && self.users[i].len() == 1;
+        self.users[i].first().copied().filter(|_| alone)
+    }
+
+    /// What alone reads the gated product `i` of 8-bit activations and quantizes it, if its outputs are whole groups.
+    fn quantized(&self, i: usize) -> Option<usize> {
+        let inst = &self.f.insts[i];
+        let gated = inst.op == Op::GluLinear && is(self.f.ty(inst.operands[0]), Elem::Act8);
+        let groups = self.shape(i).last().is_some_and(|k| k.div_exact(32).is_some());
+        let reads = |q: &usize| self.op(*q) == Op::Quantize && self.f.insts[*q].operands == inst.results;
+        self.reader(i).filter(|q| gated && groups && self.open(*q) && reads(q))
+    }
+
     /// What alone reads the attention `i` and rounds it: a quantization, if each head is a whole number of its groups, or a conversion
     /// of whole rows.
     fn rounded(&self, i: usize) -> Option<usize> {
         let attends = lowered_whole(self.op(i)) && self.op(i) != Op::AttendParts;
-        let alone = attends && !self.wanted[i] && self.users[i].len() == 1;
-        let q = self.users[i].first().copied().filter(|_| alone)?;
+        let q = self.reader(i).filter(|_| attends)?;
         let head = self.shape(i).last().and_then(Dim::as_const)?;
         let shape = self.shape(q);
         let fits = match self.op(q) {

@@ -2,9 +2,14 @@
 
 use std::fmt::Write;
 
+use marquetry::codegen::{Backend, Options};
+use marquetry::ir::graph::{Module, parse_module};
+use marquetry::ir::testing::bits_differ;
 use marquetry::ir::{DType, Elem, GgufType, Packed};
+use marquetry::passes::Numerics;
 
-use super::{Case, check};
+use super::native::Native;
+use super::{Case, POOLS, check, compile, inputs, ways};
 
 /// Rows of weights: below a block of 8, a block and its neighbours, several blocks, an odd number of them.
 const ROWS: [i64; 6] = [1, 7, 8, 9, 24, 100];
@@ -139,18 +144,52 @@ fn gated_products() {
     check(&cases);
 }
 
-/// What a gated pair gives, multiplied once more: quantized where it is whole groups of 32.
+/// What a gated pair gives, multiplied once more: quantized for it if that is by 8-bit numbers.
+fn network(pair: GgufType, down: Elem, activation: usize, size: (i64, i64)) -> Case {
+    gated(Elem::Gguf(pair), ACTIVATIONS[activation], size, Some(down))
+}
+
+/// Networks whose pair quantizes its result.
+fn whole_networks() -> [Case; 4] {
+    [
+        network(GgufType::Q4_0, Elem::Gguf(GgufType::Q4_0), 0, (32, 96)),
+        network(GgufType::Q4_1, Elem::Gguf(GgufType::Q4_1), 1, (96, 32)),
+        network(GgufType::Q8_0, Elem::Gguf(GgufType::Q5_0), 0, (160, 64)),
+        network(GgufType::Q4K, Elem::Gguf(GgufType::Q6K), 1, (256, 256)),
+    ]
+}
+
 #[test]
 fn gated_networks() {
-    let case = |pair, down, a: usize, size| gated(Elem::Gguf(pair), ACTIVATIONS[a], size, Some(down));
-    let q = Elem::Gguf;
+    check(&whole_networks());
     check(&[
-        case(GgufType::Q4_0, q(GgufType::Q4_0), 0, (32, 96)),
-        case(GgufType::Q4_1, q(GgufType::Q4_1), 1, (96, 32)),
-        case(GgufType::Q8_0, q(GgufType::Q5_0), 0, (160, 64)),
-        case(GgufType::Q4K, q(GgufType::Q6K), 1, (256, 256)),
-        case(GgufType::Q5_1, q(GgufType::Q8_0), 2, (64, 64)),
-        case(GgufType::Q4_0, Elem::Scalar(DType::F16), 0, (56, 96)),
-        case(GgufType::Q5_0, Elem::Scalar(DType::BF16), 1, (40, 32)),
+        network(GgufType::Q5_1, Elem::Gguf(GgufType::Q8_0), 2, (64, 64)),
+        network(GgufType::Q4_0, Elem::Scalar(DType::F16), 0, (56, 96)),
+        network(GgufType::Q5_0, Elem::Scalar(DType::BF16), 1, (40, 32)),
     ]);
+}
+
+/// Where something else reads the gated product, it is quantized by a kernel of its own: one launch more, and the same bits.
+#[test]
+fn quantized_in_the_same_kernel_or_by_another() {
+    for case in whole_networks() {
+        let gated = case.text.lines().find(|l| l.contains("glu ")).and_then(|l| l.split_whitespace().next()).unwrap();
+        let apart = Case { text: case.text.replace("\n}\n", &format!(", \"h\" = {gated}\n}}\n")), ..case.clone() };
+        let modules = [&case, &apart].map(|c| parse_module(&c.text).unwrap());
+        for (way, run) in ways().into_iter().filter(|w| w.1 && !w.3).flat_map(|w| case.runs.iter().map(move |r| (w, r)))
+        {
+            let what = format!("{}, {}, {} tokens", case.name, way.0, run.tokens);
+            let given = inputs(&modules[0], run);
+            let ran = |c: &Case, m: &Module| {
+                let (_, p) = compile(c, m, Numerics::Fast, run.tokens == 1, (true, false));
+                let options = Options { verify: true, finite_f16: true, routines: way.2, ..Options::default() };
+                let mut made = Native::new(Backend::Cranelift, &options, &p, &given.params).unwrap();
+                (made.run(m, &given, &POOLS[1]).unwrap(), p.launches.len())
+            };
+            let ((one, launches), (mut two, more)) = (ran(&case, &modules[0]), ran(&apart, &modules[1]));
+            two.results.truncate(1);
+            assert_eq!(bits_differ(&one, &two), None, "{what}");
+            assert_eq!(launches + 1, more, "{what}");
+        }
+    }
 }
