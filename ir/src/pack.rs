@@ -255,6 +255,8 @@ fn part<const B: usize, const W: u8>(q: &[u8; SPAN], words: &mut [u32; B]) {
 /// The data, scale and minimum planes of rows of GGUF blocks; a scale has `S` bytes.
 fn by_bits<const S: usize>(t: GgufType, rows: &[&[u8]], k: usize, planes: [&mut [u8]; 3], scale: fn(f32) -> [u8; S]) {
     match Packed::for_gguf(t).bits {
+        2 => blocks::<S, 2>(t, rows, k, planes, scale),
+        3 => blocks::<S, 3>(t, rows, k, planes, scale),
         4 => blocks::<S, 4>(t, rows, k, planes, scale),
         5 => blocks::<S, 5>(t, rows, k, planes, scale),
         6 => blocks::<S, 6>(t, rows, k, planes, scale),

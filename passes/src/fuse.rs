@@ -3,7 +3,8 @@
 //! High-level operators without a lowering of their own are expanded first. Moves and constants cost nothing: they are
 //! repeated inside each group that reads through them. Then, deterministically and in this order:
 //!
-//! 1. a contraction takes the elementwise operations that follow it, while a single value leaves the group;
+//! 1. a contraction takes the elementwise operations that follow it, while a single value leaves the group, a gated product the
+//!    quantization of its result;
 //! 2. row operations (reductions along the last axis, quantization) join with each other and with elementwise neighbours over
 //!    the same rows;
 //! 3. a cache update takes the operations that produce its rows, attention those that produce its queries, and the
@@ -24,26 +25,26 @@ use serde::Serialize;
 use crate::canon;
 use crate::manager::Rewrites;
 
-/// Groups every function.
+/// Groups every function, for a target without routines for micro-kernels.
 ///
 /// # Errors
 /// A type rule that fails, which is a defect of an expansion.
 pub fn run(m: &Module) -> Result<Module, TypeError> {
-    run_with(m, &Rewrites::default())
+    run_with(m, false, &Rewrites::default())
 }
 
-/// As [`run`]; each group of more than one operation asks `rewrites`, and falls apart where it may not be made.
+/// As [`run`], for a target that has routines if `micro`; each group of more than one operation asks `rewrites`, and falls apart where it may not be made.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_with(m: &Module, rewrites: &Rewrites) -> Result<Module, TypeError> {
+pub fn run_with(m: &Module, micro: bool, rewrites: &Rewrites) -> Result<Module, TypeError> {
     let mut out = Module { functions: vec![], ..m.clone() };
     for f in &m.functions {
         if f.kernel.is_some() {
             out.functions.push(f.clone());
             continue;
         }
-        let expanded = expand(&m.syms, f)?;
+        let expanded = expand(&m.syms, f, micro)?;
         let groups = Grouping::new(&expanded, rewrites).run();
         let (fused, caller) = write(&m.syms, &expanded, &groups)?;
         out.functions.extend(fused);
@@ -139,33 +140,38 @@ pub(crate) fn gate(attrs: &[Attr]) -> Option<Act> {
     }
 }
 
-fn is_bf16(ty: &Ty) -> bool {
-    ty.as_tensor().is_some_and(|t| t.elem == Elem::Scalar(DType::BF16))
+fn is(ty: &Ty, elem: Elem) -> bool {
+    ty.as_tensor().is_some_and(|t| t.elem == elem)
 }
 
+const BF16: Elem = Elem::Scalar(DType::BF16);
+
 /// Is the operation to be expanded? A choice among matrices is a contraction where each is whole row blocks.
-fn expands(op: Op, attrs: &[Attr], operands: &[Ty]) -> bool {
+fn expands(op: Op, attrs: &[Attr], operands: &[Ty], micro: bool) -> bool {
     let in_blocks = |w: &TensorTy| {
         let rows = attrs.first().and_then(|n| w.shape.first()?.div_exact(n.as_int()));
         matches!(w.elem, Elem::Packed(_) | Elem::Rows8(_)) && rows.is_some_and(|r| r.div_exact(8).is_some())
     };
     let whole = match op {
         Op::ExpertLinear => operands.get(1).and_then(|t| t.as_tensor()).is_some_and(in_blocks),
-        // Where matrix units make the product fast, the activation takes as long: a routine computes it, of the kinds that have one.
-        Op::GluLinear => gate(attrs).is_some() && operands.first().is_some_and(is_bf16),
+        // Beside a fast product the activation takes long: a routine computes it, of the kinds that have one.
+        Op::GluLinear => {
+            let fast = |x: &Ty| is(x, BF16) || micro && is(x, Elem::Act8);
+            gate(attrs).is_some() && operands.first().is_some_and(fast)
+        }
         op => lowered_whole(op),
     };
     op.info().expand.is_some() && !whole
 }
 
-fn expand(syms: &Syms, f: &Function) -> Result<Function, TypeError> {
+fn expand(syms: &Syms, f: &Function, micro: bool) -> Result<Function, TypeError> {
     let mut f = rebuild(syms, f, &Ty::clone, &mut |b, inst, operands| flat_product(b, inst, operands))?;
     let types = |f: &Function, i: &Inst| i.operands.iter().map(|v| f.ty(*v).clone()).collect::<Vec<_>>();
-    while f.insts.iter().any(|i| expands(i.op, &i.attrs, &types(&f, i))) {
+    while f.insts.iter().any(|i| expands(i.op, &i.attrs, &types(&f, i), micro)) {
         f = rebuild(syms, &f, &Ty::clone, &mut |b: &mut Builder<'_>, inst: &Inst, operands: &[Value]| {
             let types: Vec<Ty> = operands.iter().map(|v| b.func.ty(*v).clone()).collect();
             match inst.op.info().expand {
-                Some(e) if expands(inst.op, &inst.attrs, &types) => Ok(Some(vec![e(b, operands, &inst.attrs)?])),
+                Some(e) if expands(inst.op, &inst.attrs, &types, micro) => Ok(Some(vec![e(b, operands, &inst.attrs)?])),
                 _ => Ok(None),
             }
         })?;
@@ -332,7 +338,8 @@ impl<'a> Grouping<'a> {
         let n = self.f.insts.len();
         for i in 0..n {
             if self.open(i) && self.op(i).class() == Class::Contract {
-                let set = self.epilogue(i);
+                let mut set = self.epilogue(i);
+                set.extend(self.quantized(i));
                 self.close(i, set);
             }
         }
@@ -397,7 +404,8 @@ impl<'a> Grouping<'a> {
                     op => op == Op::Slice && interleaved,
                 };
                 // A gated product is stored by a routine, which converts and does nothing else.
-                let converts = self.op(anchor) != Op::GluLinear || self.op(u) == Op::Cast && set.len() == 1;
+                let to_bf16 = is(self.f.ty(self.f.insts[u].results[0]), BF16);
+                let converts = self.op(anchor) != Op::GluLinear || self.op(u) == Op::Cast && to_bf16 && set.len() == 1;
                 let elementwise = self.open(u) && self.op(u).class() == Class::Elementwise && converts;
                 elementwise
                     && self.shape(u).first() == tokens.as_ref()
@@ -489,12 +497,26 @@ impl<'a> Grouping<'a> {
         }
     }
 
+    /// The one operation that reads `i`, if nothing else needs its value.
+    fn reader(&self, i: usize) -> Option<usize> {
+        let alone = !self.wanted[i] && self.users[i].len() == 1;
+        self.users[i].first().copied().filter(|_| alone)
+    }
+
+    /// What alone reads the gated product `i` of 8-bit activations and quantizes it, if its outputs are whole groups.
+    fn quantized(&self, i: usize) -> Option<usize> {
+        let inst = &self.f.insts[i];
+        let gated = inst.op == Op::GluLinear && is(self.f.ty(inst.operands[0]), Elem::Act8);
+        let groups = self.shape(i).last().is_some_and(|k| k.div_exact(32).is_some());
+        let reads = |q: &usize| self.op(*q) == Op::Quantize && self.f.insts[*q].operands == inst.results;
+        self.reader(i).filter(|q| gated && groups && self.open(*q) && reads(q))
+    }
+
     /// What alone reads the attention `i` and rounds it: a quantization, if each head is a whole number of its groups, or a conversion
     /// of whole rows.
     fn rounded(&self, i: usize) -> Option<usize> {
         let attends = lowered_whole(self.op(i)) && self.op(i) != Op::AttendParts;
-        let alone = attends && !self.wanted[i] && self.users[i].len() == 1;
-        let q = self.users[i].first().copied().filter(|_| alone)?;
+        let q = self.reader(i).filter(|_| attends)?;
         let head = self.shape(i).last().and_then(Dim::as_const)?;
         let shape = self.shape(q);
         let fits = match self.op(q) {
@@ -503,7 +525,7 @@ impl<'a> Grouping<'a> {
             Op::Cast => {
                 (2..=3).contains(&shape.len())
                     && shape[0] == self.shape(i)[0]
-                    && !is_bf16(self.f.ty(self.f.insts[i].results[0]))
+                    && !is(self.f.ty(self.f.insts[i].results[0]), BF16)
             }
             _ => false,
         };

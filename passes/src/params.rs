@@ -93,9 +93,9 @@ params! {
     dot_tokens: Lower, "8-bit product, many tokens", "tokens", [8, 16, 24, 32, 64], 32, Reassociates,
         "tokens whose sums are kept at once";
     dot_blocks: Lower, "8-bit product, many tokens", "blocks of 8 rows", [1, 2, 4], 4, Reassociates,
-        "row blocks of a tile, at most";
+        "row blocks of a tile, at most; 8 where a gated product is quantized";
     dot_one_blocks: Lower, "8-bit product, one token", "blocks of 8 rows", [1, 2, 4], 4, Reassociates,
-        "row blocks of a tile, at most";
+        "row blocks of a tile, at most; 8 where a gated product is quantized";
     fma_tokens: Lower, "float product, many tokens", "tokens", [8, 16, 24, 32, 64], 32, Bitwise,
         "tokens whose sums are kept at once";
     fma_blocks: Lower, "float product, many tokens", "blocks of 8 rows", [1, 2, 4], 4, Bitwise,

@@ -97,7 +97,7 @@ fn all(op: MicroOp, args: Vec<Arg>, sizes: &[usize]) -> impl Iterator<Item = (Le
     let expected = interpret(op, &args, sizes);
     let sizes: Vec<i64> = sizes.iter().map(|s| *s as i64).collect();
     // What only some levels have is loops elsewhere.
-    let some = matches!(op, MicroOp::Pairs | MicroOp::UnpackPairs(_) | MicroOp::Gate(..));
+    let some = matches!(op, MicroOp::Pairs | MicroOp::UnpackPairs(_));
     let levels = Level::available().into_iter().filter(move |l| !some || l.routine(&op).is_some());
     levels.map(move |level| {
         let routine = level.routine(&op).unwrap_or_else(|| panic!("no routine of {} for {op}", level.name()));

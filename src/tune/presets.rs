@@ -19,11 +19,7 @@ pub struct Preset {
 /// All families.
 pub static PRESETS: [Preset; 6] = [
     // Attention by tiles was measured with queries of this many numbers only.
-    Preset {
-        level: Level::Amx,
-        source: "tuning on a Xeon",
-        params: &[(Bucket::Prefill, "attend_numbers", 8192)],
-    },
+    Preset { level: Level::Amx, source: "tuning on a Xeon", params: &[(Bucket::Prefill, "attend_numbers", 8192)] },
     Preset { level: Level::Avx512, source: "the defaults; tuning on Zen 5 kept them", params: &[] },
     Preset { level: Level::AvxVnni, source: "the defaults; tuning on Zen 5 kept them", params: &[] },
     Preset { level: Level::Avx2, source: "the defaults; tuning on Zen 5 kept them", params: &[] },

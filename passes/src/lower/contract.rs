@@ -9,9 +9,14 @@ use super::read::{Cx, Lowered, Planes, Tile};
 use super::tiles;
 use crate::fuse::gate;
 
-/// The anchor, then everything up to `result`, stored to `out`.
-pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
+/// The anchor, then everything up to `result`, stored to its planes.
+pub fn contract(cx: &mut Cx<'_>, result: Value, planes: &Planes) -> Lowered<()> {
     let anchor = cx.f.insts.iter().find(|i| i.op.class() == Class::Contract).ok_or("no contraction")?;
+    let out = match planes {
+        Planes::Plain(out) => Out::Plain(*out),
+        Planes::Act8(q, scale, sums) if anchor.op == Op::GluLinear => Out::Quantized([*q, *scale, *sums]),
+        _ => return Err("a plain result is needed".into()),
+    };
     if anchor.op == Op::ExpertLinear {
         return experts(cx, anchor, result, out);
     }
@@ -35,7 +40,7 @@ pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
     if total % blocks != 0 {
         return Err("row blocks do not pair up".into());
     }
-    let rounded = anchor.op == Op::QLinear && !matches!(cx.planes.get(&x), Some(Planes::Act8(..)));
+    let rounded = anchor.op == Op::QLinear && is_narrow(cx, x);
     let job = Job { x, w, rounded, gate: None, y, result, out, rows: outputs, ratio, blocks };
     if cx.micro
         && let Some(body) = tiles::contract(cx, job, tokens, total)?
@@ -71,21 +76,26 @@ pub fn contract(cx: &mut Cx<'_>, result: Value, out: Buf) -> Lowered<()> {
     Ok(())
 }
 
-/// The anchor `glu_linear` over bf16: its activation is a micro-kernel as well.
-fn gated(cx: &mut Cx<'_>, anchor: &Inst, (tokens, rows): (&Dim, i64), result: Value, out: Buf) -> Lowered<()> {
+/// Are weights beside these activations rounded to bf16, as they are?
+fn is_narrow(cx: &Cx<'_>, x: Value) -> bool {
+    !matches!(cx.planes.get(&x), Some(Planes::Act8(..)))
+}
+
+/// The anchor `glu_linear` over 8-bit or bf16 activations: its activation is a micro-kernel as well.
+fn gated(cx: &mut Cx<'_>, anchor: &Inst, (tokens, rows): (&Dim, i64), result: Value, out: Out) -> Lowered<()> {
     let (x, w, y) = (anchor.operands[0], anchor.operands[1], anchor.results[0]);
     if cx.shape(result) != cx.shape(y) {
         return Err("a gated product that is not stored as it is".into());
     }
     let gate = Some(gate(&anchor.attrs).ok_or("an activation without a micro-kernel")?);
-    let job = Job { x, w, rounded: true, gate, y, result, out, rows, ratio: 2, blocks: 2 };
+    let job = Job { x, w, rounded: is_narrow(cx, x), gate, y, result, out, rows, ratio: 2, blocks: 2 };
     cx.k.body = vec![tiles::contract(cx, job, tokens, rows / 4)?.ok_or("a gated product of other types")?];
     Ok(())
 }
 
 /// The anchor `expert_linear` over matrices in row blocks. Threads share the blocks of a matrix; each goes through all tokens, so that
 /// those which chose one expert find its rows in a near cache.
-fn experts(cx: &mut Cx<'_>, anchor: &Inst, result: Value, out: Buf) -> Lowered<()> {
+fn experts(cx: &mut Cx<'_>, anchor: &Inst, result: Value, out: Out) -> Lowered<()> {
     let (x, w, ids, y) = (anchor.operands[0], anchor.operands[1], anchor.operands[2], anchor.results[0]);
     let shape = cx.shape(y);
     let [tokens, choices, rows] = shape.as_slice() else { return Err("a choice of matrices has three axes".into()) };
@@ -125,6 +135,15 @@ struct At {
     weights: Expr,
 }
 
+/// Where a result goes.
+#[derive(Clone, Copy)]
+pub enum Out {
+    /// As it is.
+    Plain(Buf),
+    /// Quantized: bytes, scales, sums. Only gated products by micro-kernels have such results.
+    Quantized([Buf; 3]),
+}
+
 /// A contraction and its epilogue.
 #[derive(Clone, Copy)]
 pub struct Job {
@@ -141,7 +160,7 @@ pub struct Job {
     /// What the epilogue makes of it.
     result: Value,
     /// Where that goes.
-    pub out: Buf,
+    pub out: Out,
     /// Outputs per token.
     rows: i64,
     /// Rows of the weight per output: 1, or 2 when gate and up rows are interleaved.
@@ -192,6 +211,7 @@ impl Job {
 
     /// Stores 8 outputs of one token, which has `before` others before these.
     pub fn epilogue(&self, cx: &mut Cx<'_>, token: Expr, b0: Expr, b: i64, before: &Expr) -> Lowered<Vec<Stmt>> {
+        let Out::Plain(out) = self.out else { return Err("an epilogue that quantizes".into()) };
         let shape = cx.shape(self.result);
         let ratio = self.ratio;
         let store = |cx: &mut Cx<'_>, r: Expr| {
@@ -210,7 +230,7 @@ impl Job {
             at.push(token.clone());
             at.reverse();
             let value = cx.read(self.result, &at)?;
-            Ok::<_, String>((column, cx.store(self.out, at, value)))
+            Ok::<_, String>((column, cx.store(out, at, value)))
         };
         if self.rows % 8 == 0 {
             return Ok(vec![cx.each("r", &8.into(), LoopKind::Serial, |cx, r| Ok(vec![store(cx, r)?.1]))?]);

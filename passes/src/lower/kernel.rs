@@ -165,16 +165,17 @@ fn constants(inst: &Inst) -> Option<&Vec<u32>> {
 
 fn body(cx: &mut Cx<'_>, results: &HashMap<Value, Planes>) -> Lowered<()> {
     let f = cx.f;
-    let single = || match f.results.as_slice() {
-        [(_, v)] => match results.get(v) {
-            Some(Planes::Plain(b)) => Ok((*v, *b)),
-            _ => Err("a plain result is needed".to_string()),
-        },
+    let one = || match f.results.as_slice() {
+        [(_, v)] => results.get(v).map(|planes| (*v, planes)).ok_or("a result is a state".to_string()),
         many => Err(format!("{} results where one is due", many.len())),
+    };
+    let single = || match one()? {
+        (v, Planes::Plain(b)) => Ok((v, *b)),
+        _ => Err("a plain result is needed".to_string()),
     };
     let find = |p: &dyn Fn(Op) -> bool| f.insts.iter().find(|i| p(i.op));
     if find(&|o| o.class() == Class::Contract).is_some() {
-        let (v, out) = single()?;
+        let (v, out) = one()?;
         return contract::contract(cx, v, out);
     }
     if let Some(inst) = find(&|o| matches!(o, Op::Attend | Op::AttendSloped)) {

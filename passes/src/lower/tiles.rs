@@ -5,7 +5,7 @@ use marquetry_ir::loops::micro::Act;
 use marquetry_ir::loops::{Buf, Expr, LoopKind, Micro, MicroOp, Node, Scope, Stmt, dim_expr};
 use marquetry_ir::{DType, Dim, Packed};
 
-use super::contract::Job;
+use super::contract::{Job, Out};
 use super::read::{Cx, Lowered, Planes, Tile};
 
 /// Where a contraction's operands are.
@@ -72,10 +72,11 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
         (Operands::Panel(.., Form::Pairs), false) => (p.pairs_tokens, p.pairs_blocks),
         (_, false) => (p.fma_tokens, p.fma_blocks),
     };
-    // Joined rows need whole pairs, whatever the most is.
-    let most = most.max(job.ratio);
+    // Joined rows need whole pairs, and a group to quantize four of them, whatever the most is.
+    let least = if matches!(job.out, Out::Quantized(_)) { 8 } else { job.ratio };
+    let most = most.max(least);
     let fits =
-        |b: &i64| *b <= most && total % b == 0 && b % job.ratio == 0 && panel.is_none_or(|f| f.bytes(*b, k) <= p.panel);
+        |b: &i64| *b <= most && total % b == 0 && b % least == 0 && panel.is_none_or(|f| f.bytes(*b, k) <= p.panel);
     let Some(blocks) = [8, 4, 2, 1].into_iter().find(fits) else { return Ok(None) };
     job.blocks = blocks;
     let op = match &operands {
@@ -97,7 +98,7 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
     // the weights for each.
     let by_tokens = !one && panel == Some(Form::Pairs) && limit * k * 2 > p.pairs_bytes;
     let line = shared(cx, total / blocks, by_tokens.then_some((&tiles, most)), |cx, b, tile| {
-        let first = b * blocks;
+        let first = b.clone() * blocks;
         let at = |rank: usize, i: &Expr| [vec![i.clone()], zeros(rank - 1)].concat();
         let mut body = vec![];
         if let (Operands::Panel(p, planes, _, form), Some(rows)) = (&operands, panel_rows) {
@@ -132,7 +133,7 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
             body.push(some(cx, Expr::idx(0), Expr::idx(1)));
             if let Some(act) = job.gate {
                 cx.tile = None;
-                body.push(gated(cx, &job, act, (acc, &first), (&Expr::idx(0), &Expr::idx(1))));
+                body.extend(activated(cx, &job, act, acc, &b, (&Expr::idx(0), &Expr::idx(1)), width));
                 return Ok(body);
             }
             body.extend(epilogue(cx, &job, Expr::idx(0), &first)?);
@@ -145,18 +146,18 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
         let t0 = tile.clone().unwrap_or(Expr::var(outer)) * width;
         let (bind, count) = cx.bind("count", (n.clone() - t0.clone()).min(Expr::idx(width)));
         let call = some(cx, t0.clone(), count.clone());
-        let rest = match job.gate {
-            Some(act) => gated(cx, &job, act, (acc, &first), (&t0, &count)),
+        let mut all = vec![bind, call];
+        match job.gate {
+            Some(act) => all.extend(activated(cx, &job, act, acc, &b, (&t0, &count), width)),
             None => {
                 let inner = cx.k.fresh("i");
                 cx.ranges.declare(inner, width);
                 let each = epilogue(cx, &job, t0 + Expr::var(inner), &first)?;
-                Stmt::For { var: inner, extent: count, kind: LoopKind::Serial, body: each }
+                all.push(Stmt::For { var: inner, extent: count, kind: LoopKind::Serial, body: each });
             }
-        };
+        }
         cx.tile = None;
         cx.forget();
-        let all = vec![bind, call, rest];
         match tile {
             Some(_) => body.extend(all),
             None => body.push(Stmt::For { var: outer, extent: tiles.clone(), kind: LoopKind::Serial, body: all }),
@@ -192,13 +193,35 @@ fn shared<'a>(
     Ok(Stmt::For { var, extent: tiles.clone() * blocks, kind: LoopKind::Parallel, body })
 }
 
-/// Stores a tile of a gated product.
-fn gated(cx: &Cx<'_>, job: &Job, act: Act, (acc, first): (Buf, &Expr), (token, count): (&Expr, &Expr)) -> Stmt {
-    let op = MicroOp::Gate(act, cx.k.decl(job.out).dtype);
+/// Stores tile `b` of a gated product, which has `most` tokens at most.
+fn activated(
+    cx: &mut Cx<'_>,
+    job: &Job,
+    act: Act,
+    acc: Buf,
+    b: &Expr,
+    (token, count): (&Expr, &Expr),
+    most: i64,
+) -> Vec<Stmt> {
+    let zeros = || vec![Expr::idx(0); 2];
     // Half of the rows are gates.
-    let to = vec![token.clone(), first.clone() / 2 * 8];
-    let args = vec![(job.out, to), (acc, vec![Expr::idx(0); 2])];
-    Stmt::Micro(Micro { op, args, sizes: vec![count.clone(), Expr::idx(job.blocks / 2)] })
+    let outputs = job.blocks / 2 * 8;
+    let at = |buf: Buf, each: i64| (buf, vec![token.clone(), b.clone() * each]);
+    let gate = |cx: &Cx<'_>, (to, index): (Buf, Vec<Expr>)| {
+        let op = MicroOp::Gate(act, cx.k.decl(to).dtype);
+        let args = vec![(to, index), (acc, zeros())];
+        Stmt::Micro(Micro { op, args, sizes: vec![count.clone(), Expr::idx(job.blocks / 2)] })
+    };
+    match job.out {
+        Out::Plain(out) => vec![gate(cx, at(out, outputs))],
+        Out::Quantized([q, scale, sums]) => {
+            let plain = cx.k.buffer("gated", DType::F32, vec![most.into(), outputs.into()], Scope::Local);
+            let groups = outputs / 32;
+            let args = vec![at(q, outputs), at(scale, groups), at(sums, 2 * groups), (plain, zeros())];
+            let sizes = vec![count.clone(), Expr::idx(groups)];
+            vec![gate(cx, (plain, zeros())), Stmt::Micro(Micro { op: MicroOp::Quantize, args, sizes })]
+        }
+    }
 }
 
 fn epilogue(cx: &mut Cx<'_>, job: &Job, token: Expr, first: &Expr) -> Lowered<Vec<Stmt>> {

@@ -179,7 +179,7 @@ pub static PASSES: &[Pass] = &[
         numbers: Exact::Bitwise,
         options: &[],
         run: |ir, cx| {
-            let ir = graph(ir, cx, |m| fuse::run_with(m, cx.rewrites))?;
+            let ir = graph(ir, cx, |m| fuse::run_with(m, cx.options.target.micro, cx.rewrites))?;
             if let Ir::Graph(m) = &ir {
                 cx.reports.kernels = fuse::kernels(m);
                 cx.reports.origins = fuse::origins(m);

@@ -16,6 +16,7 @@ mod avx2;
 mod avx512;
 mod eight;
 mod float;
+mod gate;
 mod lanes;
 mod many;
 #[cfg(target_arch = "aarch64")]
@@ -258,6 +259,20 @@ macro_rules! for_float {
     };
 }
 use for_float;
+
+/// `$f::<GELU, D>` for the activation of a gated product and the float type of its results, as [`gate`] has them.
+macro_rules! for_gate {
+    ($act:expr, $to:expr, $f:ident) => {
+        match ($act, $to) {
+            (marquetry_ir::loops::micro::Act::Silu, marquetry_ir::DType::F32) => Some($f::<false, 0>),
+            (marquetry_ir::loops::micro::Act::Silu, marquetry_ir::DType::BF16) => Some($f::<false, 2>),
+            (marquetry_ir::loops::micro::Act::Gelu, marquetry_ir::DType::F32) => Some($f::<true, 0>),
+            (marquetry_ir::loops::micro::Act::Gelu, marquetry_ir::DType::BF16) => Some($f::<true, 2>),
+            _ => None,
+        }
+    };
+}
+use for_gate;
 
 /// Runs a block for every quad of a group, `$i` its number: those that share a word of nibbles follow each other.
 macro_rules! quads {

@@ -8,7 +8,7 @@ use core::arch::x86_64::__m256;
 
 use marquetry_ir::loops::{MicroOp, Routine};
 
-use super::{Call, Layout, for_float, for_layout};
+use super::{Call, Layout, for_float, for_gate, for_layout};
 use dot::{AVX, AVX512, Avx2, NONE};
 use quantize::quantize;
 
@@ -28,7 +28,8 @@ pub fn routine(op: &MicroOp) -> Option<Routine> {
         MicroOp::Fma(d) => for_float!(d, fma),
         MicroOp::Attend(a) => for_float!(a.dtype, attend),
         MicroOp::Quantize => Some(quantize),
-        MicroOp::Pairs | MicroOp::UnpackPairs(_) | MicroOp::Gate(..) => None,
+        MicroOp::Gate(act, to) => for_gate!(act, to, gate),
+        MicroOp::Pairs | MicroOp::UnpackPairs(_) => None,
     }
 }
 
@@ -71,4 +72,10 @@ unsafe extern "C" fn fma<const D: u8>(args: *const *mut u8, sizes: *const i64) {
 unsafe extern "C" fn attend<const D: u8>(args: *const *mut u8, sizes: *const i64) {
     // SAFETY: the caller passes what `MicroOp::Attend` says, on a CPU that has the level.
     unsafe { super::attend::attend::<__m256, D>(Call { args, sizes }) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe extern "C" fn gate<const GELU: bool, const D: u8>(args: *const *mut u8, sizes: *const i64) {
+    // SAFETY: the caller passes what `MicroOp::Gate` says, on a CPU that has the level.
+    unsafe { super::gate::gate::<__m256, GELU, D>(Call { args, sizes }) }
 }

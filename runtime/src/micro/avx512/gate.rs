@@ -2,26 +2,11 @@
 
 use core::arch::x86_64::*;
 
-use marquetry_ir::DType;
-use marquetry_ir::loops::Routine;
-use marquetry_ir::loops::micro::Act;
-
 use super::super::Call;
 use super::math::{exp, tanh};
 
-/// [`MicroOp::Gate`](marquetry_ir::loops::MicroOp::Gate) for one activation, to f32 or bf16.
-pub fn routine(act: Act, to: DType) -> Option<Routine> {
-    match (act, to) {
-        (Act::Silu, DType::F32) => Some(gate::<false, 0>),
-        (Act::Silu, DType::BF16) => Some(gate::<false, 2>),
-        (Act::Gelu, DType::F32) => Some(gate::<true, 0>),
-        (Act::Gelu, DType::BF16) => Some(gate::<true, 2>),
-        _ => None,
-    }
-}
-
-/// `D` is 0 for f32, 2 for bf16.
-unsafe extern "C" fn gate<const GELU: bool, const D: u8>(args: *const *mut u8, sizes: *const i64) {
+/// [`MicroOp::Gate`](marquetry_ir::loops::MicroOp::Gate) by gelu or by silu; `D` is 0 for results of f32, 2 for bf16.
+pub unsafe extern "C" fn gate<const GELU: bool, const D: u8>(args: *const *mut u8, sizes: *const i64) {
     // SAFETY: the caller passes what `MicroOp::Gate` says, on a CPU that has the level.
     unsafe { rows::<GELU, D>(Call { args, sizes }) }
 }

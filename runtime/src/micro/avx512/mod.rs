@@ -9,11 +9,12 @@ mod quantize;
 
 use marquetry_ir::loops::{MicroOp, Routine};
 
-use super::{for_float, for_layout};
+use super::{for_float, for_gate, for_layout};
 pub use attend::attend;
 use dot::dot;
 pub use dot::{plane, quad};
 use float::fma;
+use gate::gate;
 pub use math::{load16, transpose};
 use quantize::quantize;
 
@@ -26,7 +27,7 @@ pub fn routine(op: &MicroOp) -> Option<Routine> {
         MicroOp::Fma(d) => for_float!(d, fma),
         MicroOp::Attend(a) => for_float!(a.dtype, attend),
         MicroOp::Quantize => Some(quantize),
-        MicroOp::Gate(act, to) => gate::routine(act, to),
+        MicroOp::Gate(act, to) => for_gate!(act, to, gate),
         MicroOp::Pairs | MicroOp::UnpackPairs(_) => None,
     }
 }

@@ -8,7 +8,7 @@ use core::arch::aarch64::float32x4x2_t;
 
 use marquetry_ir::loops::{MicroOp, Routine};
 
-use super::{Call, Layout, for_float, for_layout};
+use super::{Call, Layout, for_float, for_gate, for_layout};
 use dot::Neon;
 pub use dot::sdot;
 use quantize::quantize;
@@ -29,7 +29,8 @@ pub fn routine(op: &MicroOp) -> Option<Routine> {
         MicroOp::Fma(d) => for_float!(d, fma),
         MicroOp::Attend(a) => for_float!(a.dtype, attend),
         MicroOp::Quantize => Some(quantize),
-        MicroOp::Pairs | MicroOp::UnpackPairs(_) | MicroOp::Gate(..) => None,
+        MicroOp::Gate(act, to) => for_gate!(act, to, gate),
+        MicroOp::Pairs | MicroOp::UnpackPairs(_) => None,
     }
 }
 
@@ -57,4 +58,9 @@ unsafe extern "C" fn fma<const D: u8>(args: *const *mut u8, sizes: *const i64) {
 unsafe extern "C" fn attend<const D: u8>(args: *const *mut u8, sizes: *const i64) {
     // SAFETY: the caller passes what `MicroOp::Attend` says.
     unsafe { super::attend::attend::<float32x4x2_t, D>(Call { args, sizes }) }
+}
+
+unsafe extern "C" fn gate<const GELU: bool, const D: u8>(args: *const *mut u8, sizes: *const i64) {
+    // SAFETY: the caller passes what `MicroOp::Gate` says.
+    unsafe { super::gate::gate::<float32x4x2_t, GELU, D>(Call { args, sizes }) }
 }
