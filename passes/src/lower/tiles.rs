@@ -96,7 +96,11 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
     let (tiles, most) = ((n.clone() + (width - 1)) / width, limit / width + 1);
     // Each panel is read beside all activations. Where these are too many for a cache, threads take tiles of tokens instead, and unpack
     // the weights for each.
-    let by_tokens = !one && panel == Some(Form::Pairs) && limit * k * 2 > p.pairs_bytes;
+    let by_tokens = match &operands {
+        Operands::Quantized(..) => !one,
+        Operands::Panel(.., Form::Pairs) => !one && limit * k * 2 > p.pairs_bytes,
+        _ => false,
+    };
     let line = shared(cx, total / blocks, by_tokens.then_some((&tiles, most)), |cx, b, tile| {
         let first = b.clone() * blocks;
         let at = |rank: usize, i: &Expr| [vec![i.clone()], zeros(rank - 1)].concat();
