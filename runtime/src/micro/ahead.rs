@@ -9,18 +9,23 @@ const AHEAD: usize = 6 << 10;
 /// Positions whose keys are under way.
 const POSITIONS: usize = 48;
 
-/// Starts to read a line of the cache, at an address in memory or not.
+/// Starts to read a line of memory into the first cache, or into the second one, for which more lines can be under way at a time.
 #[inline(always)]
-fn line(at: *const u8) {
+fn line<const SECOND: bool>(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, which reads nothing and does not fault.
+    // SAFETY: hints, which read nothing and do not fault, whether there is memory or not.
     unsafe {
-        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+        use core::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        if SECOND { _mm_prefetch::<_MM_HINT_T1>(at.cast()) } else { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[cfg(target_arch = "aarch64")]
     // SAFETY: as above.
     unsafe {
-        core::arch::asm!("prfm pldl1keep, [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly));
+        if SECOND {
+            core::arch::asm!("prfm pldl2keep, [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly));
+        } else {
+            core::arch::asm!("prfm pldl1keep, [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly));
+        }
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = at;
@@ -29,7 +34,7 @@ fn line(at: *const u8) {
 /// Asks for `bytes` from an address on.
 pub fn ask_range(from: *const u8, bytes: usize) {
     for at in (0..bytes).step_by(64) {
-        line(from.wrapping_add(at));
+        line::<false>(from.wrapping_add(at));
     }
 }
 
@@ -37,7 +42,7 @@ pub fn ask_range(from: *const u8, bytes: usize) {
 #[inline(always)]
 pub fn ask(from: *const u8, bytes: usize) {
     for at in (0..bytes).step_by(64) {
-        line(from.wrapping_add(AHEAD + at));
+        line::<false>(from.wrapping_add(AHEAD + at));
     }
 }
 
@@ -54,11 +59,11 @@ pub fn ask_group<L: Layout>(g: usize, data: *const u8, scale: *const u8, min: *c
     }
 }
 
-/// Asks for what one head has of a position.
+/// Asks for what one head has of a position. What it has of others lies apart, so that nothing but these requests brings it.
 #[inline(always)]
 pub fn ask_row<const D: u8>(job: Job, at: *const u8) {
     for offset in (0..job.dim * size::<D>()).step_by(64) {
-        line(at.wrapping_add(offset));
+        line::<true>(at.wrapping_add(offset));
     }
 }
 
