@@ -182,7 +182,7 @@ fn row_21_tensor_type() {
     for (tag, words) in [
         (777, "unknown tensor type 777"),
         (u32::MAX, "unknown tensor type 4294967295"),
-        (10, "tensor type q2_k (10) is not supported"),
+        (20, "tensor type iq4_nl (20) is not supported"),
     ] {
         check(&refused(GgufFile::default().describe("t", &[32], tag, 0).build()), "GGUF019", words);
     }

@@ -12,6 +12,7 @@ pub mod manager;
 pub mod outline;
 pub mod params;
 pub mod plan;
+pub mod refine;
 pub mod schedule;
 #[cfg(test)]
 mod snapshots;

@@ -347,8 +347,6 @@ fn elem_of(tag: u32) -> Result<Elem, String> {
     }
     let name = match tag {
         9 => "q8_1",
-        10 => "q2_k",
-        11 => "q3_k",
         15 => "q8_k",
         16 => "iq2_xxs",
         17 => "iq2_xs",

@@ -9,7 +9,7 @@ use super::pipeline::{OptionDecl, OptionKind, Step};
 use super::{Ir, Options, PassError, Reports, Rewrites};
 use crate::eqsat::{self, Exact};
 use crate::params::{self, Params, Reader};
-use crate::{bind, cache, canon, fuse, lower, outline, plan, schedule};
+use crate::{bind, cache, canon, fuse, lower, outline, plan, refine, schedule};
 
 /// What a pass is given beside the IR.
 pub struct Cx<'a> {
@@ -126,6 +126,18 @@ pub static PASSES: &[Pass] = &[
         run: |ir, cx| {
             let dtype = cx.step.choice("type").parse().ok().or(cx.options.cache_type);
             graph(ir, cx, |m| dtype.map_or_else(|| Ok(m.clone()), |d| cache::hold(m, d)))
+        },
+    },
+    Pass {
+        name: "refine",
+        stage: "refine",
+        doc: "results that are products with quantized weights take their activations in two parts, if that is asked for",
+        after: "if so, such products have twice as many rows, which are added",
+        numbers: Exact::Reassociates,
+        options: &[option("results", OptionKind::Flag, "false", "whether it is asked for or not")],
+        run: |ir, cx| {
+            let wanted = cx.options.refine || cx.step.flag("results");
+            graph(ir, cx, |m| if wanted { refine::results(m) } else { Ok(m.clone()) })
         },
     },
     Pass {
