@@ -45,7 +45,7 @@ unsafe extern "C" fn dot_vnni<L: Layout>(args: *const *mut u8, sizes: *const i64
     unsafe { super::packed::dot::<Avx2<AVX>, L>(Call { args, sizes }) }
 }
 
-/// Products with AVX-512 VNNI for 256-bit vectors. One block at a time is one stream to read, which for a single token is faster than
+/// Products with AVX-512 VNNI for 256-bit vectors. One block at a time is one stream to read, which for few tokens is faster than
 /// two in one vector.
 ///
 /// # Safety

@@ -11,6 +11,8 @@ use super::math::join;
 
 /// Tokens that share a pass over the weights.
 const TILE: usize = 8;
+/// Up to so many tokens reading the weights takes longest, which is faster in one stream.
+const NARROW: usize = 4;
 
 /// Numbers of [`Totals`]: 32 tokens have room up to rows of 4096 numbers with a scale each 16.
 const TOTALS: usize = 32 * 256;
@@ -32,7 +34,7 @@ pub unsafe extern "C" fn dot<L: Layout>(args: *const *mut u8, sizes: *const i64)
     // SAFETY: the caller passes what `MicroOp::Dot` says, on a CPU that has the level.
     unsafe {
         let call = Call { args, sizes };
-        if call.size(0) == 1 || scales::<L>(call.size(2)) > TOTALS {
+        if call.size(0) <= NARROW || scales::<L>(call.size(2)) > TOTALS {
             dot_narrow::<L>(args, sizes);
         } else {
             tiles::<L>(call);
