@@ -67,8 +67,11 @@ pub fn attend(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     let (first, count) = match one {
         true => (Expr::idx(0), Expr::idx(1)),
         false => {
-            // Later tokens see more: the longest work first, so that threads end together.
-            let tile = name(cx, "tile", tiles.clone() - 1 - Expr::var(var) / sets, most);
+            // Later tokens see more: the last tile, the first one, the last but one, and so on, so that threads have as much to do.
+            let turn = Expr::var(var) / sets;
+            let (from, last) = (turn.clone() / 2, (turn % 2).lt(Expr::idx(1)));
+            let tile = last.select(tiles.clone() - 1 - from.clone(), from);
+            let tile = name(cx, "tile", tile, most);
             let first = tile * tokens;
             let count = name(cx, "count", (n - first.clone()).min(Expr::idx(tokens)), tokens + 1);
             (first, count)
