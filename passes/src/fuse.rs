@@ -33,7 +33,8 @@ pub fn run(m: &Module) -> Result<Module, TypeError> {
     run_with(m, false, &Rewrites::default())
 }
 
-/// As [`run`], for a target that has routines if `micro`; each group of more than one operation asks `rewrites`, and falls apart where it may not be made.
+/// As [`run`], for a target that has routines if `micro`; each group of more than one operation asks `rewrites`, and falls apart where it
+/// may not be made.
 ///
 /// # Errors
 /// As [`run`].

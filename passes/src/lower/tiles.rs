@@ -94,8 +94,8 @@ pub fn contract(cx: &mut Cx<'_>, mut job: Job, tokens: &Dim, total: i64) -> Lowe
     let limit = cx.syms.range(tokens).1;
     // Tiles of tokens, the last of which may be smaller.
     let (tiles, most) = ((n.clone() + (width - 1)) / width, limit / width + 1);
-    // Each panel is read beside all activations. Where these are too many for a cache, threads take tiles of tokens instead, and unpack
-    // the weights for each.
+    // Products of 8-bit numbers unpack weights for every few tokens anyway: threads take tiles of tokens, which they then find in their own
+    // caches. Panels are read beside all activations. Where these are too many for a cache, it is tiles of tokens there, too.
     let by_tokens = match &operands {
         Operands::Quantized(..) => !one,
         Operands::Panel(.., Form::Pairs) => !one && limit * k * 2 > p.pairs_bytes,

@@ -152,7 +152,7 @@ pub struct State<L> {
     /// Powers of two that weights are relative to.
     max: [L; VECTORS],
     total: [L; VECTORS],
-    /// First and last positions, as floats.
+    /// First and last positions, as floats, which are exact below 2^24.
     first: [L; VECTORS],
     last: [L; VECTORS],
 }
