@@ -201,7 +201,7 @@ fn stages_can_be_seen_and_run_again() {
     let from = cli.ok(&["opt", cli.at("c.tir").to_str().unwrap(), "--from-stage", "canon", "--compile-to", "plan"]);
     assert!(whole == from);
     let args = ["inspect", model, "--stage", "plan", "--numerics", "strict", "--routines", "none"];
-    let from = cli.ok(&[&args[..], &["--compile-from", all.join("05-eqsat.tir").to_str().unwrap()]].concat());
+    let from = cli.ok(&[&args[..], &["--compile-from", all.join("07-eqsat.tir").to_str().unwrap()]].concat());
     assert!(whole == from);
     // A check is part of the run; times go to stderr.
     let checked = cli.run(&["opt", file.to_str().unwrap(), "--compile-to", "plan", "--check-pass"]);
@@ -264,9 +264,9 @@ fn verbs_that_compile_explain_and_start_from_dumps() {
     }
     json(&[&bench[..], &["--compile-from", dumps]].concat());
     // It is the dumps that are compiled.
-    fs::write(dump.join("prefill/05-eqsat.tir"), "not ir").unwrap();
+    fs::write(dump.join("prefill/07-eqsat.tir"), "not ir").unwrap();
     let said = cli.fails(3, &[&generate[..], &["--compile-from", dumps, "--from-stage", "eqsat"]].concat());
-    assert!(said.contains("05-eqsat.tir:1:1"), "{said}");
+    assert!(said.contains("07-eqsat.tir:1:1"), "{said}");
     cli.fails(2, &[&generate[..], &["--compile-from", cli.at("in").to_str().unwrap()]].concat());
     cli.fails(2, &[&generate[..], &["--compile-from", dumps, "--from-stage", "lops"]].concat());
     cli.fails(2, &[&generate[..], &["--compile-from", dumps, "--backend", "interp"]].concat());

@@ -18,6 +18,7 @@ pub mod schedule;
 mod snapshots;
 #[cfg(test)]
 mod testing;
+pub mod trim;
 
 /// What a compilation may do to numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

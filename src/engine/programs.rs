@@ -85,7 +85,7 @@ pub fn bucket_options(bucket: Bucket, numerics: Numerics, context: usize) -> Opt
         [("n", tokens), ("r", tokens), ("s", Narrow::Fixed(1)), ("q", Narrow::Fixed(1)), ("m", pages), ("p", pages)];
     let sizes: HashMap<String, Narrow> = sizes.map(|(n, v)| (n.to_string(), v)).into();
     let refine = numerics == Numerics::Fast;
-    Options { numerics, sizes, cache_type: cache_type(numerics), refine, ..Options::default() }
+    Options { numerics, sizes, cache_type: cache_type(numerics), trim: true, refine, ..Options::default() }
 }
 
 /// The program of a module, or of the IR that the watch starts from, made while its passes are watched.
@@ -147,8 +147,8 @@ fn stored(cache: &Cache, key: &Key) -> Option<Program> {
 fn key_of(module: &Module, options: &Options, pipeline: &str) -> Key {
     let mut sizes: Vec<String> = options.sizes.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
     sizes.sort();
-    let Options { numerics, target, cache_type, refine, .. } = options;
-    let options = format!("{numerics:?} {target:?} {cache_type:?} {refine} {}", sizes.join(" "));
+    let Options { numerics, target, cache_type, trim, refine, .. } = options;
+    let options = format!("{numerics:?} {target:?} {cache_type:?} {trim} {refine} {}", sizes.join(" "));
     let text = print_module(module);
     let parts =
         [text.as_str(), &options, pipeline, std::env::consts::ARCH, &cpu_features().join(" "), &build_identity()];

@@ -61,6 +61,8 @@ pub struct Options {
     pub sizes: HashMap<String, bind::Narrow>,
     /// Element type that keys and values get, if any.
     pub cache_type: Option<DType>,
+    /// Are rows that are asked for chosen as early as possible?
+    pub trim: bool,
     /// Are activations of results taken in two parts, where they are of 8 bits?
     pub refine: bool,
     /// No more rewrites than this, to find a wrong one.
@@ -77,6 +79,7 @@ impl Default for Options {
             target: Target::CPU,
             sizes,
             cache_type: None,
+            trim: false,
             refine: false,
             rewrite_limit: None,
             check: None,

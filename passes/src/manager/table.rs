@@ -9,7 +9,7 @@ use super::pipeline::{OptionDecl, OptionKind, Step};
 use super::{Ir, Options, PassError, Reports, Rewrites};
 use crate::eqsat::{self, Exact};
 use crate::params::{self, Params, Reader};
-use crate::{bind, cache, canon, fuse, lower, outline, plan, refine, schedule};
+use crate::{bind, cache, canon, fuse, lower, outline, plan, refine, schedule, trim};
 
 /// What a pass is given beside the IR.
 pub struct Cx<'a> {
@@ -126,6 +126,18 @@ pub static PASSES: &[Pass] = &[
         run: |ir, cx| {
             let dtype = cx.step.choice("type").parse().ok().or(cx.options.cache_type);
             graph(ir, cx, |m| dtype.map_or_else(|| Ok(m.clone()), |d| cache::hold(m, d)))
+        },
+    },
+    Pass {
+        name: "trim",
+        stage: "trim",
+        doc: "rows that are asked for are chosen as early as possible, if that is asked for",
+        after: "if so, what only rows that are asked for are made of is computed for them only",
+        numbers: Exact::Reassociates,
+        options: &[option("rows", OptionKind::Flag, "false", "whether it is asked for or not")],
+        run: |ir, cx| {
+            let wanted = cx.options.trim || cx.step.flag("rows");
+            graph(ir, cx, |m| if wanted { trim::rows(m) } else { Ok(m.clone()) })
         },
     },
     Pass {
