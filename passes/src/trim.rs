@@ -84,10 +84,7 @@ impl Plan {
         for inst in f.insts.iter().rev() {
             let [v] = inst.results[..] else { continue };
             let wanted = f.results.iter().any(|(_, r)| *r == v) || users[v.0 as usize].is_empty();
-            let fewer = |u: &&Inst| {
-                plan.is_gather(u) && u.operands[0] == v && u.operands[1] != v
-                    || u.results.iter().any(|r| plan.holds(*r))
-            };
+            let fewer = |u: &&Inst| plan.is_gather(u) && u.operands[0] == v || u.results.iter().any(|r| plan.holds(*r));
             if !wanted && plan.by_rows(f, inst) && users[v.0 as usize].iter().all(fewer) {
                 plan.held[v.0 as usize] = true;
                 any = true;
@@ -115,10 +112,8 @@ impl Plan {
         let (x, y) = (inst.operands.first().copied(), inst.results[0]);
         let operand = x.is_some_and(|x| self.is_rows(f, x));
         let known = match (inst.op, inst.op.class()) {
-            (
-                Op::Linear | Op::Reshape | Op::Rope | Op::RopeTable | Op::RopeApply | Op::Attend | Op::AttendSloped,
-                _,
-            ) => operand,
+            (Op::Linear, _) => operand && !self.is_rows(f, inst.operands[1]),
+            (Op::Reshape | Op::Rope | Op::RopeTable | Op::RopeApply | Op::Attend | Op::AttendSloped, _) => operand,
             (Op::Permute, _) => operand && matches!(inst.attrs.first(), Some(Attr::Ints(p)) if p.first() == Some(&0)),
             (Op::Slice, _) => operand && inst.attrs[0].as_int() != 0,
             (_, Class::Reduce) => operand && axes(y) > 1,

@@ -117,6 +117,7 @@ impl Region {
         }
         for inst in &f.insts {
             match inst.op {
+                Op::Param if w.is_done(inst) => {}
                 Op::Param | Op::State | Op::Call => w.outside(inst)?,
                 _ if is_update(f, inst) => {
                     w.readers(inst)?;
@@ -197,13 +198,28 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
+    fn is_done(&self, inst: &Inst) -> bool {
+        let ids = inst.results.iter().filter_map(|r| self.region.ids[r.0 as usize]);
+        ids.map(|id| self.region.graph.find(id)).all(|id| self.done.contains_key(&id))
+    }
+
+    /// A parameter that stands behind what now reads it: a product that it was joined with came first.
+    fn early(&mut self, id: Id) -> Result<Value, TypeError> {
+        let g = &self.region.graph;
+        let is = |r: &Value| self.region.ids[r.0 as usize].is_some_and(|i| g.find(i) == id);
+        let f = self.f;
+        let found = f.insts.iter().find(|i| i.op == Op::Param && i.results.iter().any(is));
+        self.outside(found.ok_or_else(|| missing("a class"))?)?;
+        self.done.get(&id).copied().ok_or_else(|| missing("a parameter"))
+    }
+
     fn class(&mut self, id: Id) -> Result<Value, TypeError> {
         let g = &self.region.graph;
         let id = g.find(id);
         if let Some(v) = self.done.get(&id) {
             return Ok(*v);
         }
-        let Some(Term::Op(op, children)) = self.chosen.get(&id) else { return Err(missing("a class")) };
+        let Some(Term::Op(op, children)) = self.chosen.get(&id) else { return self.early(id) };
         let (operands, attrs) = split(*op, children);
         let attrs: Option<Vec<Attr>> = attrs.iter().map(|a| g[*a].data.attr.clone()).collect();
         let loc = self.locs.get(&id).or(self.reader.as_ref()).cloned();
