@@ -48,15 +48,28 @@ fn kernels_of_a_small_model_cost_what_they_do_by_hand() {
         assert_eq!((&decode["bucket"], &prefill["bucket"]), (&json!("decode"), &json!("prefill")));
         assert_eq!((&decode["runs"], &prefill["runs"]), (&json!(6), &json!(2)));
         for (p, n) in [(decode, 1), (prefill, 9)] {
-            // Attention out, all in one, down, gate and up; those of the last token alone at the end. The residual adds one
-            // operation to an output, the activation and the gate five.
-            let products = [
-                [2, 2 * n * (2 * 64 * 64 + 64), 2 * 64 * 64 * 4],
-                [1, 2 * 64 * 160, 64 * 160 * 4],
-                [2, 2 * n * (2 * 64 * 128), 2 * 64 * 128 * 4],
-                [2, 2 * n * (2 * 128 * 64 + 64), 2 * 128 * 64 * 4],
-                [2, 2 * n * (2 * 64 * 256 + 5 * 128), 2 * 64 * 256 * 4],
-            ];
+            // Attention out, all in one, down, gate and up of a layer. The residual adds one operation to an output, the activation
+            // and the gate five.
+            let layer = |n: u64| {
+                [
+                    [1, n * (2 * 64 * 64 + 64), 64 * 64 * 4],
+                    [1, n * (2 * 64 * 128), 64 * 128 * 4],
+                    [1, n * (2 * 128 * 64 + 64), 128 * 64 * 4],
+                    [1, n * (2 * 64 * 256 + 5 * 128), 64 * 256 * 4],
+                ]
+            };
+            let logits = [1, 2 * 64 * 160, 64 * 160 * 4];
+            let mut products: Vec<[u64; 3]> = match n {
+                // Two layers of one kind.
+                1 => layer(1).map(|p| p.map(|v| 2 * v)).into_iter().chain([logits]).collect(),
+                // Of the last layer the last token alone, but for keys and values.
+                _ => {
+                    let [out, _, down, gate] = layer(1);
+                    let [query, both] = [[1, 2 * 64 * 64, 64 * 64 * 4], [1, n * (2 * 64 * 64), 64 * 64 * 4]];
+                    layer(n).into_iter().chain([query, both, out, down, gate, logits]).collect()
+                }
+            };
+            products.sort_by_key(|p| (p[2], p[1]));
             assert_eq!(around(p, "linear"), products, "{n}");
             // Their weights, five norms, and a row of the embedding for each token.
             let weights: u64 = products.iter().map(|p| p[2]).sum::<u64>() + 5 * 64 * 4 + n * 64 * 4;
@@ -173,8 +186,9 @@ fn a_trace_nests() {
     assert!(!out.contains("launches"), "{out}");
     let text = fs::read_to_string(&file).unwrap();
     let made: Value = serde_json::from_str(&text).unwrap();
-    // A prompt and three tokens, whose attention is in pieces that are merged after.
-    check_trace(&made, &[20, 22, 22, 22]);
+    // A prompt, whose last layer chooses rows, positions and sequences and has queries of its own, and three tokens, whose
+    // attention is in pieces that are merged after.
+    check_trace(&made, &[23, 22, 22, 22]);
 }
 
 /// Checks a trace of two threads: each kernel inside a step, none before the one before it has ended.
@@ -202,7 +216,7 @@ fn check_trace(made: &Value, launches: &[usize]) {
 fn the_table_says_what_takes_time() {
     let text = bench(&["--profile", "--top", "2"]);
     for part in
-        ["decode: 6 x 1 tokens on 2 threads", "prefill: 2 x 9 tokens", "9 others", "outside of kernels", "% of "]
+        ["decode: 6 x 1 tokens on 2 threads", "prefill: 2 x 9 tokens", "17 others", "outside of kernels", "% of "]
     {
         assert!(text.contains(part), "{part}: {text}");
     }
