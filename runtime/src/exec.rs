@@ -133,9 +133,11 @@ impl Step<'_> {
         // Launches from here on may still run on other threads.
         let mut since = 0;
         let help = |launches: std::ops::Range<usize>| {
+            let last = launches.end.saturating_sub(1);
             for i in launches {
                 if self.help(i, w) {
-                    stamp(i, 1);
+                    // What a thread does for an earlier launch counts as the last one's: launches follow each other on each thread.
+                    stamp(last, 1);
                 }
             }
         };
