@@ -46,7 +46,7 @@ impl DType {
     ];
 
     /// Size of one element in bytes.
-    pub fn size(self) -> usize {
+    pub const fn size(self) -> usize {
         match self {
             DType::I64 => 8,
             DType::F32 | DType::I32 | DType::U32 => 4,
@@ -194,6 +194,11 @@ impl GgufType {
     }
 }
 
+/// What scales can be.
+const SCALES: [DType; 4] = [DType::F16, DType::F32, DType::U8, DType::I8];
+/// Elements along k that share a factor of scales.
+pub const FACTOR_SPAN: usize = 256;
+
 /// A layout that quantized kernels read: groups along k, blocks of 8 output rows interleaved by 4-byte words ("r8k4").
 ///
 /// Logical matrix `[n, k]`, `n` padded to a multiple of 8 with zero rows. For row block `b`, group `g` of 32 k and word `p` in
@@ -207,14 +212,15 @@ impl GgufType {
 /// * 8 bits: word `p` in 0..8, byte `j`: `q[4p + j]`.
 ///
 /// `q` is unsigned. The value is `scale * (q - zero)`, or `scale * q + min` when there is a minimum plane.
-/// The scale plane (and the minimum plane) is `[n / 8, k / group, 8]`.
+/// The scale plane (and the minimum plane) is `[n / 8, k / group, 8]`. Where it has bytes, they are multiplied by factors, which are
+/// exact then: plane `f16[n / 8, k / 256, 1 or 2, 8]` with those of scales, and of minima behind them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Packed {
     /// Bits per element: 1 to 8.
     pub bits: u8,
     /// Elements that share a scale: 16 or 32.
     pub group: u16,
-    /// Type of scales and minima: `F16` or `F32`.
+    /// Type of scales and minima: `F16` or `F32`; or `U8` or `I8` if there are factors.
     pub scale: DType,
     /// Zero point, subtracted from `q`; 0 when `min` is set.
     pub zero: u8,
@@ -236,11 +242,11 @@ impl Packed {
             GgufType::Q5_0 => p(5, 32, DType::F16, 16, false, 31),
             GgufType::Q5_1 => p(5, 32, DType::F16, 0, true, 31),
             GgufType::Q8_0 => p(8, 32, DType::F16, 128, false, 255),
-            GgufType::Q2K => p(2, 16, DType::F32, 0, true, 3),
-            GgufType::Q3K => p(3, 16, DType::F32, 4, false, 7),
-            GgufType::Q4K => p(4, 32, DType::F32, 0, true, 15),
-            GgufType::Q5K => p(5, 32, DType::F32, 0, true, 31),
-            GgufType::Q6K => p(6, 16, DType::F32, 32, false, 63),
+            GgufType::Q2K => p(2, 16, DType::U8, 0, true, 3),
+            GgufType::Q3K => p(3, 16, DType::I8, 4, false, 7),
+            GgufType::Q4K => p(4, 32, DType::U8, 0, true, 15),
+            GgufType::Q5K => p(5, 32, DType::U8, 0, true, 31),
+            GgufType::Q6K => p(6, 16, DType::I8, 32, false, 63),
         }
     }
 
@@ -249,12 +255,23 @@ impl Packed {
         [8, 4, 2, 1].into_iter().filter_map(move |width| Part::of(self.bits, width))
     }
 
-    /// Bytes of the data plane, of one scale plane, and of the minimum plane, for an `[n, k]` matrix.
-    pub fn plane_bytes(self, n: usize, k: usize) -> [usize; 3] {
+    /// Are scales bytes, with a plane of factors?
+    pub const fn has_factors(self) -> bool {
+        matches!(self.scale, DType::U8 | DType::I8)
+    }
+
+    /// Bytes of an `[n, k]` matrix in the planes of data, scales, minima and factors.
+    pub fn plane_bytes(self, n: usize, k: usize) -> [usize; 4] {
         let n = n.next_multiple_of(8);
         let data = n * k * self.bits as usize / 8;
         let scale = n * (k / self.group as usize) * self.scale.size();
-        [data, scale, if self.min { scale } else { 0 }]
+        let factors = n * k.div_ceil(FACTOR_SPAN) * (1 + usize::from(self.min)) * DType::F16.size();
+        [data, scale, if self.min { scale } else { 0 }, if self.has_factors() { factors } else { 0 }]
+    }
+
+    /// The planes there are: data and scales, then minima and factors.
+    pub const fn planes(self) -> usize {
+        2 + self.min as usize + self.has_factors() as usize
     }
 }
 
@@ -292,18 +309,23 @@ impl Part {
 }
 
 /// Byte offsets of the planes of an `[n, k]` matrix in a packed buffer, and the size of the whole. Planes begin at multiples
-/// of 64 bytes: for [`Elem::Packed`] data, scales, minima; one plane for every other type that has a fixed size.
-pub fn plane_offsets(elem: Elem, n: usize, k: usize) -> ([usize; 3], usize) {
+/// of 64 bytes: for [`Elem::Packed`] data, scales, minima, factors; one plane for every other type that has a fixed size. A plane that
+/// there is not has no bytes.
+pub fn plane_offsets(elem: Elem, n: usize, k: usize) -> ([usize; 4], usize) {
     let bytes = match elem {
         Elem::Packed(p) => p.plane_bytes(n, k),
-        Elem::Rows8(d) => [n.next_multiple_of(8) * k * d.size(), 0, 0],
-        Elem::Scalar(d) => [n * k * d.size(), 0, 0],
-        Elem::Gguf(t) => [n * k / t.block_len() * t.block_bytes(), 0, 0],
-        Elem::Act8 => [n * k, n * k / 32 * 4, n * k / 16 * 4],
+        Elem::Rows8(d) => [n.next_multiple_of(8) * k * d.size(), 0, 0, 0],
+        Elem::Scalar(d) => [n * k * d.size(), 0, 0, 0],
+        Elem::Gguf(t) => [n * k / t.block_len() * t.block_bytes(), 0, 0, 0],
+        Elem::Act8 => [n * k, n * k / 32 * 4, n * k / 16 * 4, 0],
     };
-    let second = bytes[0].next_multiple_of(64);
-    let third = second + bytes[1].next_multiple_of(64);
-    ([0, second, third], third + bytes[2].next_multiple_of(64))
+    let mut end = 0;
+    let starts = bytes.map(|b| {
+        let start = end;
+        end += b.next_multiple_of(64);
+        start
+    });
+    (starts, end)
 }
 
 /// Element type of a tensor.
@@ -356,7 +378,7 @@ impl fmt::Display for Elem {
 fn parse_packed(s: &str) -> Option<Packed> {
     let s = s.strip_prefix('b')?;
     let (bits, s) = s.split_once('g')?;
-    let at = s.find('f')?;
+    let at = s.find(|c: char| !c.is_ascii_digit())?;
     let (group, s) = s.split_at(at);
     let (scale, s) = s.split_once('z')?;
     let (zero, max) = s.split_once('x')?;
@@ -367,7 +389,7 @@ fn parse_packed(s: &str) -> Option<Packed> {
     Some(Packed {
         bits: bits.parse().ok().filter(|b| (1..=8).contains(b))?,
         group: group.parse().ok().filter(|g| [16, 32].contains(g))?,
-        scale: scale.parse().ok()?,
+        scale: scale.parse().ok().filter(|d| SCALES.contains(d))?,
         zero: zero.parse().ok()?,
         min,
         max: max.parse().ok()?,

@@ -14,4 +14,4 @@ pub mod testing;
 pub mod text;
 
 pub use dim::{Dim, Proof, Sym, SymDecl, Syms};
-pub use dtype::{DType, Elem, GgufType, Packed, Part, plane_offsets};
+pub use dtype::{DType, Elem, FACTOR_SPAN, GgufType, Packed, Part, plane_offsets};

@@ -7,8 +7,8 @@
 use half::{bf16, f16};
 
 use crate::program::Weight;
-use crate::quant::{self, decode_block};
-use crate::{DType, Elem, GgufType, Packed, Part, plane_offsets};
+use crate::quant::{self, Sides, decode_block};
+use crate::{DType, Elem, FACTOR_SPAN, GgufType, Packed, Part, plane_offsets};
 
 /// Rows of a block of the packed layouts.
 const LANES: usize = 8;
@@ -138,11 +138,9 @@ pub fn pack(
         }
         (Elem::Gguf(t), Elem::Packed(p)) if p == Packed::for_gguf(t) => {
             let (data, rest) = out.split_at_mut(at[1]);
-            let (scale, min) = rest.split_at_mut(at[2] - at[1]);
-            match p.scale {
-                DType::F16 => by_bits(t, &rows, k, [data, scale, min], |v| f16::from_f32(v).to_le_bytes()),
-                _ => by_bits(t, &rows, k, [data, scale, min], f32::to_le_bytes),
-            }
+            let (scale, rest) = rest.split_at_mut(at[2] - at[1]);
+            let (min, factor) = rest.split_at_mut(at[3] - at[2]);
+            by_bits(t, &rows, k, [data, scale, min, factor]);
             Ok(())
         }
         (_, Elem::Scalar(DType::F32) | Elem::Rows8(DType::F32)) => {
@@ -252,50 +250,34 @@ fn part<const B: usize, const W: u8>(q: &[u8; SPAN], words: &mut [u32; B]) {
     }
 }
 
-/// The data, scale and minimum planes of rows of GGUF blocks; a scale has `S` bytes.
-fn by_bits<const S: usize>(t: GgufType, rows: &[&[u8]], k: usize, planes: [&mut [u8]; 3], scale: fn(f32) -> [u8; S]) {
+/// The planes of rows of GGUF blocks.
+fn by_bits(t: GgufType, rows: &[&[u8]], k: usize, planes: [&mut [u8]; 4]) {
     match Packed::for_gguf(t).bits {
-        2 => blocks::<S, 2>(t, rows, k, planes, scale),
-        3 => blocks::<S, 3>(t, rows, k, planes, scale),
-        4 => blocks::<S, 4>(t, rows, k, planes, scale),
-        5 => blocks::<S, 5>(t, rows, k, planes, scale),
-        6 => blocks::<S, 6>(t, rows, k, planes, scale),
-        _ => blocks::<S, 8>(t, rows, k, planes, scale),
+        2 => blocks::<2>(t, rows, k, planes),
+        3 => blocks::<3>(t, rows, k, planes),
+        4 => blocks::<4>(t, rows, k, planes),
+        5 => blocks::<5>(t, rows, k, planes),
+        6 => blocks::<6>(t, rows, k, planes),
+        _ => blocks::<8>(t, rows, k, planes),
     }
 }
 
-fn blocks<const S: usize, const B: usize>(
-    t: GgufType,
-    rows: &[&[u8]],
-    k: usize,
-    planes: [&mut [u8]; 3],
-    scale: fn(f32) -> [u8; S],
-) {
+fn blocks<const B: usize>(t: GgufType, rows: &[&[u8]], k: usize, planes: [&mut [u8]; 4]) {
     let p = Packed::for_gguf(t);
-    let group = usize::from(p.group);
-    let (spans, groups) = (t.block_len() / SPAN, t.block_len() / group);
-    let [data, scales, mins] = planes;
-    let (data, scales, mins) =
-        (data.as_chunks_mut::<4>().0, scales.as_chunks_mut::<S>().0, mins.as_chunks_mut::<S>().0);
-    let (mut q, mut s, mut m) = ([0u8; 256], [0f32; 16], [0f32; 16]);
+    let spans = t.block_len() / SPAN;
+    let [data, mut sides @ ..] = planes;
+    let data = data.as_chunks_mut::<4>().0;
+    let mut q = [0u8; 256];
     for (i, row) in rows.iter().enumerate() {
         let (block, lane) = (i / LANES, i % LANES);
         for (j, bytes) in row.chunks_exact(t.block_bytes()).enumerate() {
-            decode_block(t, bytes, &mut q, &mut s, &mut m);
-            let at = (block * (k / SPAN) + j * spans) * B * LANES + lane;
-            let out = data[at..].chunks_mut(B * LANES);
+            let found = decode_block(t, bytes, &mut q);
+            let block = block * (k / t.block_len()) + j;
+            let out = data[block * spans * B * LANES + lane..].chunks_mut(B * LANES);
             for (out, q) in out.zip(q[..t.block_len()].as_chunks().0) {
                 put(out, &words::<B>(q));
             }
-            let at = (block * (k / group) + j * groups) * LANES + lane;
-            for (to, v) in scales[at..].iter_mut().step_by(LANES).zip(&s[..groups]) {
-                *to = scale(*v);
-            }
-            if p.min {
-                for (to, v) in mins[at..].iter_mut().step_by(LANES).zip(&m[..groups]) {
-                    *to = scale(*v);
-                }
-            }
+            put_sides(p, &found, t.block_len(), &mut sides, block, lane);
         }
     }
     // Rows that pad the last block: scale (and minimum) are zero already, integers are the zero point.
@@ -304,6 +286,39 @@ fn blocks<const S: usize, const B: usize>(
     for i in padding {
         let at = i / LANES * (k / SPAN) * B * LANES + i % LANES;
         data[at..].chunks_mut(B * LANES).take(k / SPAN).for_each(|out| put(out, &zero));
+    }
+}
+
+/// Writes what a block of `len` elements has in the planes of scales, minima and factors, as number `block` of a matrix.
+fn put_sides(p: Packed, found: &Sides, len: usize, planes: &mut [&mut [u8]; 3], block: usize, lane: usize) {
+    let [scales, mins, factors] = planes;
+    let groups = len / usize::from(p.group);
+    let first = block * groups * LANES + lane;
+    if !p.has_factors() {
+        let side = |plane: &mut [u8], factor: f16| {
+            plane.as_chunks_mut::<2>().0[first..].iter_mut().step_by(LANES).take(groups).for_each(|to| {
+                *to = factor.to_le_bytes();
+            });
+        };
+        side(scales, found.factor[0]);
+        if p.min {
+            side(mins, found.factor[1]);
+        }
+        return;
+    }
+    for (to, scale) in scales[first..].iter_mut().step_by(LANES).zip(&found.scale[..groups]) {
+        // The same bits, whether there is a sign or not.
+        *to = *scale as u8;
+    }
+    if p.min {
+        for (to, min) in mins[first..].iter_mut().step_by(LANES).zip(&found.min[..groups]) {
+            *to = *min;
+        }
+    }
+    let kinds = 1 + usize::from(p.min);
+    let at = block * kinds * LANES + lane;
+    for (to, factor) in factors.as_chunks_mut::<2>().0[at..].iter_mut().step_by(LANES).zip(&found.factor[..kinds]) {
+        *to = factor.to_le_bytes();
     }
 }
 
@@ -350,9 +365,19 @@ pub fn unpack(elem: Elem, n: usize, k: usize, bytes: &[u8]) -> Result<Vec<f32>, 
                     q | (byte >> part.bit(quad) & part.ones()) << part.from
                 });
                 let g = (block * (k / group) + j / group) * 8 + lane;
-                let scale = number(elem, p.scale, &bytes[at[1]..], g)?;
+                let side = |plane: usize| {
+                    let side = number(elem, p.scale, &bytes[at[1 + plane]..], g)?;
+                    if !p.has_factors() {
+                        return Ok(side);
+                    }
+                    let span = block * k.div_ceil(FACTOR_SPAN) + j / FACTOR_SPAN;
+                    let kinds = 1 + usize::from(p.min);
+                    let factor = number(elem, DType::F16, &bytes[at[3]..], (span * kinds + plane) * 8 + lane)?;
+                    Ok(factor * side)
+                };
+                let scale = side(0)?;
                 Ok(match p.min {
-                    true => scale * f32::from(q) + number(elem, p.scale, &bytes[at[2]..], g)?,
+                    true => scale * f32::from(q) + side(1)?,
                     false => scale * (f32::from(q) - f32::from(p.zero)),
                 })
             };
@@ -369,6 +394,8 @@ fn number(elem: Elem, d: DType, bytes: &[u8], i: usize) -> Result<f32, PackError
         DType::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
         DType::F16 => f16::from_le_bytes([b[0], b[1]]).to_f32(),
         DType::BF16 => bf16::from_le_bytes([b[0], b[1]]).to_f32(),
+        DType::U8 => f32::from(b[0]),
+        DType::I8 => f32::from(b[0] as i8),
         _ => return Err(PackError::Unsupported { from: elem, to: Elem::Scalar(DType::F32) }),
     })
 }

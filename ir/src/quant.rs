@@ -31,8 +31,8 @@ pub enum QuantError {
     },
 }
 
-fn half(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+fn half(bytes: &[u8], at: usize) -> f16 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
 /// Splits nibbles: the low ones fill the first half of `q`, the high ones the second half.
@@ -64,68 +64,107 @@ fn fifth_bits(bits: &[u8], q: &mut [u8]) {
     }
 }
 
-/// The eight 6-bit scales and minima of a K block, and their products with the block's two f16 factors.
-fn k_scales(block: &[u8], scale: &mut [f32], min: &mut [f32]) {
-    let (d, dmin, s) = (half(block, 0), half(block, 2), &block[4..16]);
-    for j in 0..8 {
-        let (sc, m) = match j {
-            0..4 => (s[j] & 63, s[j + 4] & 63),
-            _ => (s[j + 4] & 15 | s[j - 4] >> 6 << 4, s[j + 4] >> 4 | s[j] >> 6 << 4),
-        };
-        scale[j] = d * f32::from(sc);
-        min[j] = -(dmin * f32::from(m));
+/// Scales and minima of a block as its format has them: factors, and what each group multiplies them by.
+///
+/// The scale of group `g` is `factor[0] * scale[g]` and its minimum `factor[1] * min[g]`, both exact in f32. Where a block has one scale,
+/// that is the factor, and the group's part is 1.
+#[derive(Clone, Copy, Debug)]
+pub struct Sides {
+    /// Of scales, and of minima.
+    pub factor: [f16; 2],
+    /// One per group; 8 bits, with a sign or without as [`Packed::scale`] says.
+    pub scale: [i16; 16],
+    /// One per group.
+    pub min: [u8; 16],
+}
+
+impl Default for Sides {
+    fn default() -> Sides {
+        Sides { factor: [f16::ZERO; 2], scale: [1; 16], min: [1; 16] }
     }
 }
 
-/// Splits one block into integers, scales and minima, in the order of the elements.
+impl Sides {
+    /// The scale of a group.
+    pub fn scale(&self, g: usize) -> f32 {
+        self.factor[0].to_f32() * f32::from(self.scale[g])
+    }
+
+    /// The minimum of a group.
+    pub fn min(&self, g: usize) -> f32 {
+        self.factor[1].to_f32() * f32::from(self.min[g])
+    }
+
+    /// One number for all groups.
+    fn whole(scale: f16, min: f16) -> Sides {
+        Sides { factor: [scale, min], ..Sides::default() }
+    }
+
+    /// The eight 6-bit scales and minima of a K block, and its two factors.
+    fn six_bits(block: &[u8]) -> Sides {
+        let mut sides = Sides::whole(half(block, 0), -half(block, 2));
+        let s = &block[4..16];
+        for j in 0..8 {
+            let (scale, min) = match j {
+                0..4 => (s[j] & 63, s[j + 4] & 63),
+                _ => (s[j + 4] & 15 | s[j - 4] >> 6 << 4, s[j + 4] >> 4 | s[j] >> 6 << 4),
+            };
+            (sides.scale[j], sides.min[j]) = (scale.into(), min);
+        }
+        sides
+    }
+}
+
+/// Splits one block into integers, in the order of the elements, and scales and minima.
 ///
 /// With `p = Packed::for_gguf(t)` and `n = t.block_len()`: `block` has `t.block_bytes()` bytes, `q` takes `n` integers in
-/// `0..=p.max`, `scale` takes `n / p.group` factors, and `min` as many minima if `p.min`, else nothing (it may be empty). The
-/// value of element `i` of group `g` is `scale[g] * (q[i] - p.zero)`, or `scale[g] * q[i] + min[g]`, as ggml computes it.
+/// `0..=p.max`. The value of element `i` of group `g`, of `p.group` elements each, is `scale(g) * (q[i] - p.zero)`, or, if `p.min`,
+/// `scale(g) * q[i] + min(g)`, as ggml computes it.
 ///
 /// # Panics
 /// If a slice is shorter than stated.
-pub fn decode_block(t: GgufType, block: &[u8], q: &mut [u8], scale: &mut [f32], min: &mut [f32]) {
+pub fn decode_block(t: GgufType, block: &[u8], q: &mut [u8]) -> Sides {
     let block = &block[..t.block_bytes()];
     let q = &mut q[..t.block_len()];
     match t {
         GgufType::Q4_0 => {
-            scale[0] = half(block, 0);
             nibbles(&block[2..], q);
+            Sides::whole(half(block, 0), f16::ZERO)
         }
         GgufType::Q4_1 => {
-            (scale[0], min[0]) = (half(block, 0), half(block, 2));
             nibbles(&block[4..], q);
+            Sides::whole(half(block, 0), half(block, 2))
         }
         GgufType::Q5_0 => {
-            scale[0] = half(block, 0);
             nibbles(&block[6..], q);
             fifth_bits(&block[2..6], q);
+            Sides::whole(half(block, 0), f16::ZERO)
         }
         GgufType::Q5_1 => {
-            (scale[0], min[0]) = (half(block, 0), half(block, 2));
             nibbles(&block[8..], q);
             fifth_bits(&block[4..8], q);
+            Sides::whole(half(block, 0), half(block, 2))
         }
         GgufType::Q8_0 => {
-            scale[0] = half(block, 0);
             for (q, &byte) in q.iter_mut().zip(&block[2..]) {
                 *q = byte ^ 0x80;
             }
+            Sides::whole(half(block, 0), f16::ZERO)
         }
         GgufType::Q2K => {
-            let (d, dmin) = (half(block, 80), half(block, 82));
-            for ((scale, min), &s) in scale[..16].iter_mut().zip(&mut min[..16]).zip(&block[..16]) {
-                (*scale, *min) = (d * f32::from(s & 15), -(dmin * f32::from(s >> 4)));
+            let mut sides = Sides::whole(half(block, 80), -half(block, 82));
+            for ((scale, min), &s) in sides.scale.iter_mut().zip(&mut sides.min).zip(&block[..16]) {
+                (*scale, *min) = (i16::from(s & 15), s >> 4);
             }
             pairs(&block[16..80], q);
+            sides
         }
         GgufType::Q3K => {
-            let (d, s) = (half(block, 108), &block[96..108]);
-            for (j, scale) in scale[..16].iter_mut().enumerate() {
+            let (mut sides, s) = (Sides::whole(half(block, 108), f16::ZERO), &block[96..108]);
+            for (j, scale) in sides.scale.iter_mut().enumerate() {
                 let low = s[j % 8] >> (j / 8 * 4) & 15;
                 let high = s[8 + j % 4] >> (j / 4 * 2) & 3;
-                *scale = d * (f32::from(high << 4 | low) - 32.0);
+                *scale = i16::from(high << 4 | low) - 32;
             }
             pairs(&block[32..96], q);
             for (part, q) in q.chunks_exact_mut(32).enumerate() {
@@ -133,15 +172,15 @@ pub fn decode_block(t: GgufType, block: &[u8], q: &mut [u8], scale: &mut [f32], 
                     *q |= (byte >> part & 1) << 2;
                 }
             }
+            sides
         }
         GgufType::Q4K => {
-            k_scales(block, scale, min);
             for (packed, q) in block[16..].chunks_exact(32).zip(q.chunks_exact_mut(64)) {
                 nibbles(packed, q);
             }
+            Sides::six_bits(block)
         }
         GgufType::Q5K => {
-            k_scales(block, scale, min);
             let high = &block[16..48];
             for (i, (packed, q)) in block[48..].chunks_exact(32).zip(q.chunks_exact_mut(64)).enumerate() {
                 nibbles(packed, q);
@@ -151,11 +190,12 @@ pub fn decode_block(t: GgufType, block: &[u8], q: &mut [u8], scale: &mut [f32], 
                     *second |= (byte >> (2 * i + 1) & 1) << 4;
                 }
             }
+            Sides::six_bits(block)
         }
         GgufType::Q6K => {
-            let d = half(block, 208);
-            for (scale, &s) in scale[..16].iter_mut().zip(&block[192..208]) {
-                *scale = d * f32::from(s as i8);
+            let mut sides = Sides::whole(half(block, 208), f16::ZERO);
+            for (scale, &s) in sides.scale.iter_mut().zip(&block[192..208]) {
+                *scale = i16::from(s as i8);
             }
             let halves = block[..128].chunks_exact(64).zip(block[128..192].chunks_exact(32));
             for ((low, high), q) in halves.zip(q.chunks_exact_mut(128)) {
@@ -166,6 +206,7 @@ pub fn decode_block(t: GgufType, block: &[u8], q: &mut [u8], scale: &mut [f32], 
                     }
                 }
             }
+            sides
         }
     }
 }
@@ -175,16 +216,17 @@ pub fn decode_block(t: GgufType, block: &[u8], q: &mut [u8], scale: &mut [f32], 
 /// # Panics
 /// If a slice is shorter than stated.
 pub fn dequantize_block(t: GgufType, block: &[u8], out: &mut [f32]) {
-    let (mut q, mut scale, mut min) = ([0u8; 256], [0f32; 16], [0f32; 16]);
-    decode_block(t, block, &mut q, &mut scale, &mut min);
+    let mut q = [0u8; 256];
+    let sides = decode_block(t, block, &mut q);
     let p = Packed::for_gguf(t);
     let group = usize::from(p.group);
     let out = &mut out[..t.block_len()];
     for (g, (out, q)) in out.chunks_exact_mut(group).zip(q.chunks_exact(group)).enumerate() {
+        let (scale, min) = (sides.scale(g), sides.min(g));
         for (out, &q) in out.iter_mut().zip(q) {
             *out = match p.min {
-                true => scale[g] * f32::from(q) + min[g],
-                false => scale[g] * (f32::from(q) - f32::from(p.zero)),
+                true => scale * f32::from(q) + min,
+                false => scale * (f32::from(q) - f32::from(p.zero)),
             };
         }
     }
@@ -259,9 +301,8 @@ mod tests {
             let p = Packed::for_gguf(t);
             let mut seen = 0;
             for block in raw.chunks_exact(t.block_bytes()) {
-                let (mut q, groups) = (vec![0; t.block_len()], t.block_len() / usize::from(p.group));
-                let (mut scale, mut min) = (vec![0.0; groups], vec![0.0; if p.min { groups } else { 0 }]);
-                decode_block(t, block, &mut q, &mut scale, &mut min);
+                let mut q = vec![0; t.block_len()];
+                decode_block(t, block, &mut q);
                 seen = seen.max(q.into_iter().max().unwrap());
             }
             assert!(seen <= p.max && seen > p.max / 4 * 3, "{}: {seen}", t.name());

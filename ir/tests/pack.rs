@@ -138,7 +138,7 @@ fn layout_is_as_documented() {
     let (at, size) = plane_offsets(elem, n, k);
     let mut out = vec![0; size];
     pack(Elem::Gguf(t), elem, 0, &[(&raw, n)], k, &mut out).unwrap();
-    assert_eq!(at, [0, 512, 576]);
+    assert_eq!(at, [0, 512, 576, 576]);
     let word = ((2 + 1) * 4 + 1) * 8 + 1;
     assert_eq!(out[word * 4..][..4], [0, 0xB, 0, 0]);
     assert_eq!(out[512 + ((2 + 1) * 8 + 1) * 2..][..2], f16::from_f32(0.5).to_le_bytes());
@@ -178,18 +178,32 @@ fn loops_read_every_number_of_bits() {
         seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (seed >> 40) as u8
     };
-    for (bits, group, min) in (1..=8u8).flat_map(|b| [(b, 16, false), (b, 32, true)]) {
-        let p = Packed { bits, group, scale: DType::F32, zero: u8::from(!min), min, max: u8::MAX >> (8 - bits) };
+    let scales = [DType::F32, DType::F16, DType::U8, DType::I8];
+    let all = (1..=8u8).flat_map(|b| scales.map(|s| [(b, s, 16, false), (b, s, 32, true)])).flatten();
+    for (bits, scale, group, min) in all {
+        let p = Packed { bits, group, scale, zero: u8::from(!min), min, max: u8::MAX >> (8 - bits) };
         let elem = Elem::Packed(p);
         assert_eq!(elem.to_string().parse(), Ok(elem));
         let (n, k) = (16, 64);
         let (at, size) = plane_offsets(elem, n, k);
         let mut bytes: Vec<u8> = (0..size).map(|_| next()).collect();
-        bytes[at[1]..].as_chunks_mut::<4>().0.iter_mut().for_each(|b| *b = (f32::from(b[0] % 8) - 3.0).to_le_bytes());
-        let planes: Vec<BufData> = (at.iter().zip(p.plane_bytes(n, k)).zip([DType::U32, DType::F32, DType::F32]))
+        let small = |b: u8| i8::try_from(b % 6).unwrap() - if scale == DType::U8 { 0 } else { 3 };
+        let (sides, factors) = bytes.split_at_mut(at[3]);
+        match scale {
+            DType::F32 => {
+                sides[at[1]..].as_chunks_mut().0.iter_mut().for_each(|b| *b = f32::from(small(b[0])).to_le_bytes())
+            }
+            DType::F16 => {
+                sides[at[1]..].as_chunks_mut().0.iter_mut().for_each(|b| *b = f16::from(small(b[0])).to_le_bytes())
+            }
+            _ => sides[at[1]..].iter_mut().for_each(|b| *b = small(*b) as u8),
+        }
+        factors.as_chunks_mut().0.iter_mut().for_each(|b| *b = f16::from(b[0] % 3).to_le_bytes());
+        let planes: Vec<BufData> = (at.iter().zip(p.plane_bytes(n, k)).zip([DType::U32, scale, scale, DType::F16]))
+            .filter(|((_, len), _)| *len > 0)
             .map(|((at, len), dtype)| BufData { dtype, bytes: bytes[*at..at + len].to_vec() })
-            .take(if min { 3 } else { 2 })
             .collect();
+        assert_eq!(planes.len(), p.planes());
         let numbers = unpack(elem, n, k, &bytes).unwrap();
         let rows = loops(MicroOp::Unpack(p), &[2, 64, 8], planes.clone(), &[2, 2]);
         for (i, v) in numbers.iter().enumerate() {
@@ -224,6 +238,7 @@ fn loops(op: MicroOp, out: &[usize], inputs: Vec<BufData>, sizes: &[i64]) -> Vec
     let side = vec![2, 64 / usize::from(p.group), 8];
     let mut shapes = vec![out.to_vec(), vec![2, 2, p.bits.into(), 8], side.clone()];
     shapes.extend(p.min.then_some(side));
+    shapes.extend(p.has_factors().then_some(vec![2, 1, 1 + usize::from(p.min), 8]));
     shapes.extend([vec![1, 16], vec![1, 2], vec![1, 4]]);
     let mut k = Kernel::new("k");
     let sizes = sizes.iter().map(|s| Expr::idx(*s)).collect();

@@ -142,7 +142,7 @@ fn programs_read_back() {
         text.starts_with("program @\"decode step\" arena 18446744073709551615 own 18446744073709551615 {\n  sym n in 1..=2048 multiple 1\n")
     );
     assert!(text.contains(
-        "  weight [\"model.q.weight\", \"model.k.weight\"] interleave 16: gguf.q4_k -> pack.b4g32f32z0mx15[1536, 576]\n"
+        "  weight [\"model.q.weight\", \"model.k.weight\"] interleave 16: gguf.q4_k -> pack.b4g32u8z0mx15[1536, 576]\n"
     ));
     assert!(text.contains("  sync launch @qlinear_1(%b.0, %b.3, %b.1)\n"));
 }

@@ -5,7 +5,7 @@ use marquetry_ir::loops::interp::{BufData, Scalar, run};
 use marquetry_ir::loops::micro::{Act, Attend};
 use marquetry_ir::loops::{Expr, Kernel, Micro, MicroOp, Scope, Stmt};
 use marquetry_ir::testing::cases;
-use marquetry_ir::{DType, Dim, GgufType, Packed};
+use marquetry_ir::{DType, Dim, FACTOR_SPAN, GgufType, Packed};
 use marquetry_runtime::micro::Level;
 
 /// Numbers that look random.
@@ -158,8 +158,17 @@ fn planes(p: Packed, blocks: usize, groups: usize, noise: &mut Noise) -> Vec<Arg
     let shape = [blocks, groups * (32 / usize::from(p.group)), 8];
     let len = shape.iter().product();
     let mut all = vec![Arg::new(&[blocks, groups, words, 8], data)];
-    for _ in 0..1 + usize::from(p.min) {
-        all.push(Arg::new(&shape, floats(p.scale, len, noise, 1.0)));
+    let kinds = 1 + usize::from(p.min);
+    for _ in 0..kinds {
+        let side = match p.scale.is_float() {
+            true => floats(p.scale, len, noise, 1.0),
+            false => integers(p.scale, len, || noise.below(256) as i64),
+        };
+        all.push(Arg::new(&shape, side));
+    }
+    if p.has_factors() {
+        let shape = [blocks, groups.div_ceil(FACTOR_SPAN / 32), kinds, 8];
+        all.push(Arg::new(&shape, floats(DType::F16, shape.iter().product(), noise, 0.01)));
     }
     all
 }

@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use super::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt, UnOp, VTy};
 use crate::graph::QUANTIZE_FLOOR;
-use crate::{DType, Elem, Packed};
+use crate::{DType, Elem, FACTOR_SPAN, Packed};
 
 /// A routine for a micro-kernel: addresses of arguments; sizes, strides and constants.
 pub type Routine = unsafe extern "C" fn(*const *mut u8, *const i64);
@@ -22,7 +22,7 @@ pub enum MicroOp {
     /// Products of quantized activations and packed rows, exact within a group and scaled in f32; groups are summed in any order.
     ///
     /// `acc f32[tokens * blocks, 8] = x[tokens, 32 * groups] * w[8 * blocks, 32 * groups]`, from the planes of the weight
-    /// (data, scale, minimum if there is one) and of the activations (words, scale, sums).
+    /// (data, scale, minimum and factors if there are any) and of the activations (words, scale, sums).
     /// Sizes: tokens, blocks, groups.
     Dot(Packed),
     /// Products of f32 activations and row blocks, each summed along k from the first to the last with fused multiply-adds.
@@ -128,6 +128,7 @@ impl MicroOp {
             let side = p(w.scale, 3);
             let mut all = vec![p(DType::U32, 4), side];
             all.extend(w.min.then_some(side));
+            all.extend(w.has_factors().then_some(p(DType::F16, 4)));
             all
         };
         let written = if self == MicroOp::Quantize { 3 } else { 1 };
@@ -227,6 +228,14 @@ impl FromStr for MicroOp {
             }
             _ => Err(()),
         }
+    }
+}
+
+/// Scale or minimum `side` of a group in f32: what its plane has, by the factor where there is one.
+pub fn side(side: Expr, factor: Option<Expr>) -> Expr {
+    match factor {
+        Some(f) => f.cast(DType::F32) * side.cast(DType::I32).cast(DType::F32),
+        None => side.cast(DType::F32),
     }
 }
 
@@ -380,14 +389,20 @@ impl Micro {
         Stmt::Store { buf: self.buf(i), index, value }
     }
 
-    /// A plane of scales or minima, by its argument, as f32.
-    fn side(&self, k: &Kernel, i: usize, at: &[Expr]) -> Expr {
-        self.load(k, i, at).cast(DType::F32)
+    /// Scale and minimum, if there is one, of row `r` of a block; `g` counts groups of `p.group` elements. Planes begin with argument 1.
+    fn sides(&self, k: &Kernel, p: Packed, [b, g, r]: [&Expr; 3]) -> (Expr, Option<Expr>) {
+        let at = [b.clone(), g.clone(), r.clone()];
+        let one = |kind: usize| {
+            let span = g.clone() / (FACTOR_SPAN as i64 / i64::from(p.group));
+            let factor = || self.load(k, p.planes(), &[b.clone(), span, Expr::idx(kind as i64), r.clone()]);
+            side(self.load(k, 2 + kind, &at), p.has_factors().then(factor))
+        };
+        (one(0), p.min.then(|| one(1)))
     }
 
     fn dot(&self, k: &mut Kernel, p: Packed) -> Vec<Stmt> {
         let [tokens, blocks, groups] = [0, 1, 2].map(|i| self.sizes[i].clone());
-        let x = if p.min { 4 } else { 3 };
+        let x = 1 + p.planes();
         let subs = 32 / i64::from(p.group);
         vec![each(k, "t", tokens, |k, t| {
             vec![each(k, "b", blocks.clone(), |k, b| {
@@ -406,13 +421,11 @@ impl Micro {
                         let mut body = vec![];
                         for (sub, d) in dots.into_iter().enumerate() {
                             let sub = sub as i64;
-                            let plane = [b.clone(), g.clone() * subs + sub, r.clone()];
-                            let min = p.min.then(|| self.side(k, 3, &plane));
+                            let sides = self.sides(k, p, [&b, &(g.clone() * subs + sub), &r]);
                             let half = |i: i64| self.load(k, x + 2, &[t.clone(), g.clone() * 2 + i]);
                             let total = if subs == 2 { half(sub) } else { half(0) + half(1) };
                             let xs = self.load(k, x + 1, &[t.clone(), g.clone()]);
                             let old = self.load(k, 0, &[row.clone(), r.clone()]);
-                            let sides = (self.side(k, 2, &plane), min);
                             let value = scaled(p, sides, d.cast(DType::F32), xs, total, old);
                             body.push(self.store(&[row.clone(), r.clone()], value));
                         }
@@ -453,11 +466,10 @@ impl Micro {
                         let word = |i| self.load(k, 1, &[b.clone(), g.clone(), Expr::idx(i), r.clone()]);
                         let q = element(p, j, word);
                         let group = i64::from(p.group);
-                        let plane = [b.clone(), g.clone() * (32 / group) + j / group, r.clone()];
-                        let s = self.side(k, 2, &plane);
-                        let value = match p.min {
-                            true => s * q.cast(DType::F32) + self.side(k, 3, &plane),
-                            false => s * (q - i64::from(p.zero)).cast(DType::F32),
+                        let (s, min) = self.sides(k, p, [&b, &(g.clone() * (32 / group) + j / group), &r]);
+                        let value = match min {
+                            Some(min) => s * q.cast(DType::F32) + min,
+                            None => s * (q - i64::from(p.zero)).cast(DType::F32),
                         };
                         vec![self.store(&[b.clone(), g.clone() * 32 + j, r], value)]
                     }));
@@ -500,11 +512,10 @@ impl Micro {
                         let word = |i| self.load(k, 1, &[b.clone(), g.clone(), Expr::idx(i), r.clone()]);
                         let q = element(p, j, word).cast(DType::F32);
                         let group = i64::from(p.group);
-                        let plane = [b.clone(), g.clone() * (32 / group) + j / group, r.clone()];
-                        let s = self.side(k, 2, &plane);
-                        let value = match p.min {
-                            true => s.fma(q, self.side(k, 3, &plane)),
-                            false => s * (q - Expr::float(f32::from(p.zero))),
+                        let (s, min) = self.sides(k, p, [&b, &(g.clone() * (32 / group) + j / group), &r]);
+                        let value = match min {
+                            Some(min) => s.fma(q, min),
+                            None => s * (q - Expr::float(f32::from(p.zero))),
                         };
                         let at = [g.clone() * 16 + j / 2, b.clone() * 8 + r, Expr::idx(j % 2)];
                         vec![self.store(&at, value.cast(DType::BF16))]

@@ -30,7 +30,7 @@
 //! ```text
 //! program @decode arena 4096 {
 //!   sym n in 1..=2048 multiple 1
-//!   weight ["q.weight", "k.weight"]: gguf.q4_k -> pack.b4g32f32z0mx15[768, 576]
+//!   weight ["q.weight", "k.weight"]: gguf.q4_k -> pack.b4g32u8z0mx15[768, 576]
 //!   state %kv.0.k: f16[4096, 192]
 //!   buffer %x: f32[n, 64] input "x"
 //!   buffer %t: f32[n, 64] arena 0

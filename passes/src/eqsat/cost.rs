@@ -1,7 +1,7 @@
 //! The cost model: integer picoseconds at one shape point.
 
 use marquetry_ir::graph::{Class, Op, Ty};
-use marquetry_ir::{DType, Dim, Elem, Packed, Syms};
+use marquetry_ir::{DType, Dim, Elem, FACTOR_SPAN, Packed, Syms};
 use serde::Serialize;
 
 /// Speeds of a target, per unit of work.
@@ -70,8 +70,9 @@ fn bytes(syms: &Syms, ty: &Ty) -> u64 {
         Elem::Scalar(d) | Elem::Rows8(d) => n * d.size() as u64,
         Elem::Gguf(q) => n * q.block_bytes() as u64 / q.block_len() as u64,
         Elem::Packed(p) => {
-            let planes = if p.min { 2 } else { 1 } * p.scale.size() as u64 * 8;
-            n * u64::from(p.bits) / 8 + n * planes / 8 / u64::from(p.group)
+            let kinds = if p.min { 2 } else { 1 };
+            let factors = if p.has_factors() { n * kinds * 2 / FACTOR_SPAN as u64 } else { 0 };
+            n * u64::from(p.bits) / 8 + n * kinds * p.scale.size() as u64 / u64::from(p.group) + factors
         }
         Elem::Act8 => n + n / 32 * 4 + n / 16 * 4,
     }

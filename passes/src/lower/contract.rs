@@ -3,9 +3,9 @@
 use marquetry_ir::graph::{Class, Inst, Op, Value};
 use marquetry_ir::loops::micro::{self, Act};
 use marquetry_ir::loops::{Buf, Expr, LoopKind, Stmt, dim_expr};
-use marquetry_ir::{DType, Dim, Packed};
+use marquetry_ir::{DType, Dim, FACTOR_SPAN, Packed};
 
-use super::read::{Cx, Lowered, Planes, Tile};
+use super::read::{Blocks, Cx, Lowered, Planes, Tile};
 use super::tiles;
 use crate::fuse::gate;
 
@@ -185,12 +185,10 @@ impl Job {
         all.extend(match (cx.planes.get(&self.w).cloned(), cx.planes.get(&self.x).cloned()) {
             (Some(Planes::Rows8(w)), _) => self.floats(cx, w, true, tokens, &tile)?,
             (Some(Planes::Plain(w)), _) => self.floats(cx, w, false, tokens, &tile)?,
-            (Some(Planes::Packed(p, data, scale, min)), Some(Planes::Act8(q, xs, sum))) => {
-                self.int8(cx, (p, data, scale, min), [q, xs, sum], tokens, &tile)?
+            (Some(Planes::Packed(w)), Some(Planes::Act8(q, xs, sum))) => {
+                self.int8(cx, &w, [q, xs, sum], tokens, &tile)?
             }
-            (Some(Planes::Packed(p, data, scale, min)), _) => {
-                self.dequantized(cx, (p, data, scale, min), tokens, &tile)?
-            }
+            (Some(Planes::Packed(w)), _) => self.dequantized(cx, &w, tokens, &tile)?,
             _ => return Err("a weight that no rule has packed".into()),
         });
         cx.tile = Some(tile);
@@ -279,13 +277,8 @@ impl Job {
     }
 
     /// Packed weights as the f32 numbers they stand for.
-    fn dequantized(
-        &self,
-        cx: &mut Cx<'_>,
-        (p, data, scale, min): (Packed, Buf, Buf, Option<Buf>),
-        tokens: i64,
-        tile: &Tile,
-    ) -> Lowered<Vec<Stmt>> {
+    fn dequantized(&self, cx: &mut Cx<'_>, w: &Blocks, tokens: i64, tile: &Tile) -> Lowered<Vec<Stmt>> {
+        let p = w.layout;
         let k = cx.shape(self.x).pop().and_then(|d| d.as_const()).ok_or("a symbolic inner axis")?;
         let loop_ = cx.each("g", &(k / 32).into(), LoopKind::Serial, |cx, g| {
             let mut body = vec![];
@@ -299,11 +292,10 @@ impl Job {
                     }
                     body.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| {
                         let at = |i| vec![block.clone(), g.clone(), Expr::idx(i), r.clone()];
-                        let q = micro::element(p, j, |i| cx.k.load(data, at(i)));
-                        let plane = vec![block.clone(), g.clone() * (32 / i64::from(p.group)) + sub, r.clone()];
-                        let s = cx.k.load(scale, plane.clone()).cast(DType::F32);
+                        let q = micro::element(p, j, |i| cx.k.load(w.data, at(i)));
+                        let (s, min) = w.sides(&cx.k, &block, groups(p, &g, sub), &r);
                         let value = match min {
-                            Some(m) => s * q.cast(DType::F32) + cx.k.load(m, plane).cast(DType::F32),
+                            Some(m) => s * q.cast(DType::F32) + m,
                             None => s * (q - i64::from(p.zero)).cast(DType::F32),
                         };
                         let value = if self.rounded { value.cast(DType::BF16).cast(DType::F32) } else { value };
@@ -323,11 +315,12 @@ impl Job {
     fn int8(
         &self,
         cx: &mut Cx<'_>,
-        (p, data, scale, min): (Packed, Buf, Buf, Option<Buf>),
+        w: &Blocks,
         [q, xs, sum]: [Buf; 3],
         tokens: i64,
         tile: &Tile,
     ) -> Lowered<Vec<Stmt>> {
+        let p = w.layout;
         let k = cx.shape(self.x).pop().and_then(|d| d.as_const()).ok_or("a symbolic inner axis")?;
         let subs = 32 / i64::from(p.group);
         let dot = cx.local("dot", DType::I32, &[tokens * self.blocks * subs, 8]);
@@ -339,7 +332,7 @@ impl Job {
                     let mut lane = vec![];
                     let mut sums = vec![Expr::int(0, DType::I32); (tokens * subs) as usize];
                     let at = |i| vec![block.clone(), g.clone(), Expr::idx(i), r.clone()];
-                    let words: Vec<Expr> = (0..i64::from(p.bits)).map(|i| cx.k.load(data, at(i))).collect();
+                    let words: Vec<Expr> = (0..i64::from(p.bits)).map(|i| cx.k.load(w.data, at(i))).collect();
                     // Quads that share a word of nibbles follow each other, so that few words are held at a time.
                     for quad in [0, 4, 1, 5, 2, 6, 3, 7] {
                         let bytes = micro::quad(p, quad, |i| words[i as usize].clone());
@@ -358,7 +351,7 @@ impl Job {
                     }
                     for t in 0..tokens {
                         for sub in 0..subs {
-                            lane.push(self.scaled(cx, (p, scale, min), [xs, sum], dot, tile, (t, b, sub), (&g, &r)));
+                            lane.push(self.scaled(cx, w, [xs, sum], dot, tile, (t, b, sub), (&g, &r)));
                         }
                     }
                     Ok(lane)
@@ -374,24 +367,27 @@ impl Job {
     fn scaled(
         &self,
         cx: &Cx<'_>,
-        (p, scale, min): (Packed, Buf, Option<Buf>),
+        w: &Blocks,
         [xs, sum]: [Buf; 2],
         dot: Buf,
         tile: &Tile,
         (t, b, sub): (i64, i64, i64),
         (g, r): (&Expr, &Expr),
     ) -> Stmt {
-        let subs = 32 / i64::from(p.group);
+        let subs = 32 / i64::from(w.layout.group);
         let token = tile.origin.0.clone() + t;
-        let plane = vec![tile.weights.clone() + b, g.clone() * subs + sub, r.clone()];
-        let s = cx.k.load(scale, plane.clone()).cast(DType::F32);
+        let sides = w.sides(&cx.k, &(tile.weights.clone() + b), groups(w.layout, g, sub), r);
         let d = cx.k.load(dot, vec![Expr::idx((t * self.blocks + b) * subs + sub), r.clone()]).cast(DType::F32);
         let x = cx.k.load(xs, vec![token.clone(), g.clone()]);
         let half = |i: i64| cx.k.load(sum, vec![token.clone(), g.clone() * 2 + i]);
         let total = if subs == 2 { half(sub) } else { half(0) + half(1) };
         let at = vec![Expr::idx(t * self.blocks + b), r.clone()];
         let old = cx.k.load(tile.acc, at.clone());
-        let min = min.map(|m| cx.k.load(m, plane).cast(DType::F32));
-        cx.store(tile.acc, at, micro::scaled(p, (s, min), d, x, total, old))
+        cx.store(tile.acc, at, micro::scaled(w.layout, sides, d, x, total, old))
     }
+}
+
+/// Of 32 elements, where scale number `sub` and its factor are.
+fn groups(p: Packed, g: &Expr, sub: i64) -> [Expr; 2] {
+    [g.clone() * (32 / i64::from(p.group)) + sub, g.clone() / (FACTOR_SPAN as i64 / 32)]
 }

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use marquetry_ir::graph::{Attr, Class, Function, Inst, Op, Ty, Value};
 use marquetry_ir::loops::{Buf, Kernel, Scope};
-use marquetry_ir::{DType, Dim, Elem, Packed, Syms};
+use marquetry_ir::{DType, Dim, Elem, FACTOR_SPAN, Packed, Syms};
 
-use super::read::{Cx, Lowered, Planes};
+use super::read::{Blocks, Cx, Lowered, Planes};
 use super::{attend, contract, map, parts, row};
 use crate::params::Params;
 
@@ -78,10 +78,14 @@ fn packed(p: Packed, (n, k): (Dim, Dim), bytes: bool) -> Lowered<Vec<Plane>> {
         shape.push(4.into());
         dtype = DType::U8;
     }
-    let side = vec![blocks, groups(i64::from(p.group))?, 8.into()];
+    let side = vec![blocks.clone(), groups(i64::from(p.group))?, 8.into()];
     let mut all = vec![("_q", dtype, shape), ("_scale", p.scale, side.clone())];
     if p.min {
         all.push(("_min", p.scale, side));
+    }
+    if p.has_factors() {
+        let kinds = 1 + i64::from(p.min);
+        all.push(("_factor", DType::F16, vec![blocks, groups(FACTOR_SPAN as i64)?, kinds.into(), 8.into()]));
     }
     Ok(all)
 }
@@ -93,8 +97,7 @@ fn assemble(ty: &Ty, bufs: &[Buf]) -> Lowered<Planes> {
         (None, [b]) => Planes::Plain(*b),
         (Some(Elem::Scalar(_)), [b]) => Planes::Plain(*b),
         (Some(Elem::Rows8(_)), [b]) => Planes::Rows8(*b),
-        (Some(Elem::Packed(p)), [q, s]) => Planes::Packed(p, *q, *s, None),
-        (Some(Elem::Packed(p)), [q, s, m]) => Planes::Packed(p, *q, *s, Some(*m)),
+        (Some(Elem::Packed(p)), bufs) => Planes::Packed(Blocks::new(p, bufs).ok_or("planes do not fit the layout")?),
         (Some(Elem::Act8), [q, s, m]) => Planes::Act8(*q, *s, *m),
         _ => return Err("planes do not fit the type".into()),
     })

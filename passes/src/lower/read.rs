@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use marquetry_ir::graph::{Attr, Function, Inst, Op, Ty, Value};
-use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt, UnOp, dim_expr};
-use marquetry_ir::{DType, Dim, Elem, Packed, Syms};
+use marquetry_ir::loops::{BinOp, Buf, Expr, Kernel, LoopKind, Node, Scope, Stmt, UnOp, dim_expr, micro};
+use marquetry_ir::{DType, Dim, Elem, FACTOR_SPAN, Packed, Syms};
 
 use super::index::{self, Ranges};
 use crate::params::Params;
@@ -19,12 +19,54 @@ pub enum Planes {
     Plain(Buf),
     /// Row blocks of floats: `[n / 8, k, 8]`.
     Rows8(Buf),
-    /// Quantized blocks: words (or bytes), scales, minima.
-    Packed(Packed, Buf, Buf, Option<Buf>),
+    /// Quantized blocks.
+    Packed(Blocks),
     /// Quantized activations: words (or bytes), scales, sums.
     Act8(Buf, Buf, Buf),
     /// Keys and values of a cache.
     Kv([Buf; 2]),
+}
+
+/// Buffers of packed rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Blocks {
+    /// The layout.
+    pub layout: Packed,
+    /// Words, or bytes.
+    pub data: Buf,
+    /// Scales.
+    pub scale: Buf,
+    /// Minima.
+    pub min: Option<Buf>,
+    /// Factors of scales and minima.
+    pub factor: Option<Buf>,
+}
+
+impl Blocks {
+    /// The buffers of a layout's planes, in their order.
+    pub fn new(layout: Packed, bufs: &[Buf]) -> Option<Blocks> {
+        if bufs.len() != layout.planes() {
+            return None;
+        }
+        let mut rest = bufs[2..].iter().copied();
+        let min = if layout.min { rest.next() } else { None };
+        Some(Blocks { layout, data: bufs[0], scale: bufs[1], min, factor: rest.next() })
+    }
+
+    /// In the order of the planes.
+    pub fn bufs(&self) -> Vec<Buf> {
+        [Some(self.data), Some(self.scale), self.min, self.factor].into_iter().flatten().collect()
+    }
+
+    /// Scale and minimum of row `r` of a block in group `g`, which has a share of `span`, the elements of a factor.
+    pub fn sides(&self, k: &Kernel, block: &Expr, [g, span]: [Expr; 2], r: &Expr) -> (Expr, Option<Expr>) {
+        let at = vec![block.clone(), g, r.clone()];
+        let side = |kind: i64, plane: Buf| {
+            let at_factor = || vec![block.clone(), span.clone(), Expr::idx(kind), r.clone()];
+            micro::side(k.load(plane, at.clone()), self.factor.map(|f| k.load(f, at_factor())))
+        };
+        (side(0, self.scale), self.min.map(|m| side(1, m)))
+    }
 }
 
 /// Accumulators of a contraction under way.
@@ -243,16 +285,17 @@ impl<'a> Cx<'a> {
                 let (block, lane) = self.ranges.div_rem(row, 8);
                 Ok(self.k.load(*b, vec![block, col.clone(), lane]).cast(DType::F32))
             }
-            Planes::Packed(spec, data, scale, min) => {
+            Planes::Packed(blocks) => {
                 let [row, col] = idx else { return Err("packed matrices have two axes".into()) };
-                self.packed(*spec, *data, *scale, *min, row, col)
+                self.packed(blocks, row, col)
             }
             Planes::Act8(..) | Planes::Kv(_) => Err("not a tensor of numbers".into()),
         }
     }
 
     /// One element of a packed matrix, by bytes: data `u8[n/8, k/32, words, 8, 4]`.
-    fn packed(&mut self, p: Packed, data: Buf, scale: Buf, min: Option<Buf>, row: &Expr, col: &Expr) -> Lowered<Expr> {
+    fn packed(&mut self, blocks: &Blocks, row: &Expr, col: &Expr) -> Lowered<Expr> {
+        let p = blocks.layout;
         let (block, lane) = self.ranges.div_rem(row, 8);
         let (group, within) = self.ranges.div_rem(col, 32);
         let quad = within.clone() / 4;
@@ -260,7 +303,7 @@ impl<'a> Cx<'a> {
             let width = i64::from(part.width);
             let word = self.ranges.simplify(&(quad.clone() % width + i64::from(part.from)));
             let at = vec![block.clone(), group.clone(), word, lane.clone(), within.clone() % 4];
-            let mut q = self.k.load(data, at).cast(DType::I32);
+            let mut q = self.k.load(blocks.data, at).cast(DType::I32);
             // A shift by a variable amount, one binary digit of it after the other.
             let mut by = width;
             while by < 8 {
@@ -272,13 +315,10 @@ impl<'a> Cx<'a> {
             if part.from == 0 { q } else { q << i64::from(part.from) }
         });
         let q = parts.reduce(|a, b| a | b).ok_or("elements without bits")?;
-        let at = vec![block, self.ranges.div_rem(col, i64::from(p.group)).0, lane];
-        let s = self.k.load(scale, at.clone()).cast(DType::F32);
+        let groups = [i64::from(p.group), FACTOR_SPAN as i64].map(|by| self.ranges.div_rem(col, by).0);
+        let (s, min) = blocks.sides(&self.k, &block, groups, &lane);
         match min {
-            Some(m) => {
-                let m = self.k.load(m, at).cast(DType::F32);
-                Ok(s * q.cast(DType::F32) + m)
-            }
+            Some(m) => Ok(s * q.cast(DType::F32) + m),
             None => Ok(s * (q - i64::from(p.zero)).cast(DType::F32)),
         }
     }

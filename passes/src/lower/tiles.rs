@@ -237,21 +237,20 @@ fn epilogue(cx: &mut Cx<'_>, job: &Job, token: Expr, first: &Expr) -> Lowered<Ve
 }
 
 fn operands(cx: &Cx<'_>, job: &Job) -> Option<Operands> {
-    let weights = |q: Buf, s: Buf, m: Option<Buf>| [Some(q), Some(s), m].into_iter().flatten();
     let w = cx.planes.get(&job.w)?;
-    if let (Planes::Packed(p, q, s, m), Some(Planes::Act8(x, scale, sum))) = (w, cx.planes.get(&job.x)) {
-        return Some(Operands::Quantized(*p, weights(*q, *s, *m).chain([*x, *scale, *sum]).collect()));
+    if let (Planes::Packed(w), Some(Planes::Act8(x, scale, sum))) = (w, cx.planes.get(&job.x)) {
+        return Some(Operands::Quantized(w.layout, [w.bufs(), vec![*x, *scale, *sum]].concat()));
     }
     let x = rows(cx, job.x)?;
     match (w, cx.k.decl(x).dtype) {
         (Planes::Rows8(w), DType::F32) => Some(Operands::Floats(*w, x)),
-        (Planes::Packed(p, q, s, m), d) => {
+        (Planes::Packed(w), d) => {
             let form = match (d, job.rounded) {
                 (DType::F32, false) => Form::Floats,
                 (DType::BF16, true) => Form::Pairs,
                 _ => return None,
             };
-            Some(Operands::Panel(*p, weights(*q, *s, *m).collect(), x, form))
+            Some(Operands::Panel(w.layout, w.bufs(), x, form))
         }
         _ => None,
     }

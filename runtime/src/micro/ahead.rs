@@ -1,8 +1,11 @@
 //! Asking for weights, keys and values before they are needed.
 
+use marquetry_ir::FACTOR_SPAN;
+
+use super::Layout;
 use super::eight::size;
+use super::packed::Rows;
 use super::rows::{Chunk, Job};
-use super::{Layout, scale_bytes};
 
 /// Bytes of data ahead of the ones in use: more than a page, since the processor's own prefetching ends with the page.
 const AHEAD: usize = 6 << 10;
@@ -46,16 +49,24 @@ pub fn ask(from: *const u8, bytes: usize) {
     }
 }
 
-/// The same for group `g` of a packed row block; scales and minima are asked for as far ahead as their data are.
+/// The same for group `g` of a packed row block; scales, minima and factors are asked for as far ahead as their data are.
 #[inline(always)]
-pub fn ask_group<L: Layout>(g: usize, data: *const u8, scale: *const u8, min: *const u8) {
+pub fn ask_group<L: Layout>(g: usize, rows: Rows) {
     let p = L::P;
-    let (bytes, side) = (p.bits as usize * 32, 256 / p.group as usize * scale_bytes(p));
-    ask(data.wrapping_add(g * bytes), bytes);
-    let at = (g * side + AHEAD * side / bytes).wrapping_sub(AHEAD);
-    ask(scale.wrapping_add(at), side);
+    let bytes = p.bits as usize * 32;
+    ask(rows.data.wrapping_add(g * bytes), bytes);
+    let plane = |from: *const u8, i: usize, each: usize, groups: usize| {
+        let at = (i * each + AHEAD * each / (bytes * groups)).wrapping_sub(AHEAD);
+        ask(from.wrapping_add(at), each);
+    };
+    let side = 256 / p.group as usize * p.scale.size();
+    plane(rows.scale, g, side, 1);
     if p.min {
-        ask(min.wrapping_add(at), side);
+        plane(rows.min, g, side, 1);
+    }
+    let span = FACTOR_SPAN / 32;
+    if p.has_factors() && g.is_multiple_of(span) {
+        plane(rows.factor, g / span, (1 + p.min as usize) * 16, span);
     }
 }
 

@@ -9,6 +9,8 @@ pub trait Eight: Copy {
     unsafe fn splat(v: f32) -> Self;
     /// Those of type `D` at an address that is readable: 0 for f32, 1 for f16, 2 for bf16.
     unsafe fn load<const D: u8>(p: *const u8) -> Self;
+    /// Eight bytes as numbers, with a sign or without.
+    unsafe fn bytes<const SIGNED: bool>(p: *const u8) -> Self;
     unsafe fn store(self, p: *mut f32);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;

@@ -31,8 +31,8 @@ pub(crate) use amx::tile_products;
 pub(crate) use neon::sdot;
 
 pub(crate) use ahead::ask_range;
+use marquetry_ir::Packed;
 use marquetry_ir::loops::{MicroOp, Routine};
-use marquetry_ir::{DType, Packed};
 
 /// Instruction sets that routines are written for, of each architecture the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,14 +181,6 @@ impl Call {
     /// The call has that many sizes and arguments.
     unsafe fn size(self, i: usize) -> usize {
         unsafe { (*self.sizes.add(i)).max(0) as usize }
-    }
-}
-
-/// Bytes of a scale.
-const fn scale_bytes(p: Packed) -> usize {
-    match p.scale {
-        DType::F16 => 2,
-        _ => 4,
     }
 }
 

@@ -1,8 +1,10 @@
 //! Packed rows, eight at a time: their products with quantized activations, and their values.
 
+use marquetry_ir::{DType, FACTOR_SPAN};
+
 use super::ahead::ask_group;
 use super::eight::Eight;
-use super::{Call, Layout, quads, scale_bytes};
+use super::{Call, Layout, quads};
 
 /// Tokens that share a pass over the weights.
 const TILE: usize = 4;
@@ -23,12 +25,62 @@ pub trait Bytes {
     unsafe fn elements<L: Layout, const I: usize>(data: *const u8) -> [Self::Floats; 4];
 }
 
-/// A row block: data, scales, minima.
+/// A row block: data, scales, minima, factors.
 #[derive(Clone, Copy)]
-struct Rows {
-    data: *const u8,
-    scale: *const u8,
-    min: *const u8,
+pub struct Rows {
+    pub data: *const u8,
+    pub scale: *const u8,
+    pub min: *const u8,
+    pub factor: *const u8,
+}
+
+impl Rows {
+    /// Row block `b` of a call with so many sizes, whose planes are its arguments from number 1 on.
+    #[inline(always)]
+    pub unsafe fn of<L: Layout>(c: Call, sizes: usize, b: usize) -> Rows {
+        let p = L::P;
+        // Strides follow the sizes. A plane that there is not is never read.
+        let plane =
+            |arg: usize, size: usize| unsafe { c.arg::<u8>(arg).add(b * c.size(sizes + arg) * size).cast_const() };
+        Rows {
+            data: plane(1, 4),
+            scale: plane(2, p.scale.size()),
+            min: plane(if p.min { 3 } else { 2 }, p.scale.size()),
+            factor: plane(p.planes(), DType::F16.size()),
+        }
+    }
+
+    /// The data of group `g`.
+    #[inline(always)]
+    pub unsafe fn group<L: Layout>(self, g: usize) -> *const u8 {
+        unsafe { self.data.add(g * L::P.bits as usize * 32) }
+    }
+
+    /// Scales and minima of those elements of group `g` that have its scale number `sub`; without minima the scales twice.
+    #[inline(always)]
+    pub unsafe fn sides<E: Eight, L: Layout>(self, g: usize, sub: usize) -> [E; 2] {
+        unsafe {
+            let p = L::P;
+            let at = (g * (32 / p.group as usize) + sub) * 8 * p.scale.size();
+            let kinds = 1 + p.min as usize;
+            let factor = self.factor.add(g / (FACTOR_SPAN / 32) * kinds * 16);
+            let s = side::<E, L>(self.scale.add(at), factor);
+            [s, if p.min { side::<E, L>(self.min.add(at), factor.add(16)) } else { s }]
+        }
+    }
+}
+
+/// Scales or minima of eight rows.
+#[inline(always)]
+unsafe fn side<E: Eight, L: Layout>(plane: *const u8, factor: *const u8) -> E {
+    unsafe {
+        match L::P.scale {
+            DType::U8 => E::load::<1>(factor).mul(E::bytes::<false>(plane)),
+            DType::I8 => E::load::<1>(factor).mul(E::bytes::<true>(plane)),
+            DType::F16 => E::load::<1>(plane),
+            _ => E::load::<0>(plane),
+        }
+    }
 }
 
 /// Activations of the first token, and distances to the next in bytes.
@@ -41,6 +93,17 @@ pub struct Tokens {
 }
 
 impl Tokens {
+    /// Those of a call of [`MicroOp::Dot`](marquetry_ir::loops::MicroOp::Dot).
+    #[inline(always)]
+    pub unsafe fn of<L: Layout>(c: Call) -> Tokens {
+        unsafe {
+            // Behind the product and the planes; strides follow the three sizes.
+            let x = 1 + L::P.planes();
+            let next = [c.size(3 + x) * 4, c.size(4 + x) * 4, c.size(5 + x) * 4];
+            Tokens { q: c.arg(x), scale: c.arg(x + 1), sum: c.arg(x + 2), next }
+        }
+    }
+
     /// Those from the one `t` further on.
     #[inline(always)]
     pub unsafe fn at(self, t: usize) -> Tokens {
@@ -63,19 +126,10 @@ impl Tokens {
 pub unsafe fn dot<B: Bytes, L: Layout>(c: Call) {
     unsafe {
         let [tokens, blocks, groups] = [c.size(0), c.size(1), c.size(2)];
-        let p = L::P;
-        let x = if p.min { 4 } else { 3 };
         let acc: *mut f32 = c.arg(0);
-        // Strides follow the three sizes.
-        let (data, scale) = (c.size(4) * 4, c.size(5) * scale_bytes(p));
-        let next = [c.size(3 + x) * 4, c.size(4 + x) * 4, c.size(5 + x) * 4];
-        let all = Tokens { q: c.arg(x), scale: c.arg(x + 1), sum: c.arg(x + 2), next };
+        let all = Tokens::of::<L>(c);
         for b in 0..blocks {
-            let rows = Rows {
-                data: c.arg::<u8>(1).add(b * data),
-                scale: c.arg::<u8>(2).add(b * scale),
-                min: c.arg::<u8>(if p.min { 3 } else { 2 }).add(b * scale),
-            };
+            let rows = Rows::of::<L>(c, 3, b);
             let mut t = 0;
             while t < tokens {
                 let from = all.at(t);
@@ -104,7 +158,7 @@ unsafe fn tile<B: Bytes, L: Layout, const T: usize>(
         let mut acc = [B::Floats::splat(0.0); T];
         for g in 0..groups {
             if first {
-                ask_group::<L>(g, rows.data, rows.scale, rows.min);
+                ask_group::<L>(g, rows);
             }
             add::<B, L, T, 0>(rows, x, g, &mut acc);
             if L::P.group == 16 {
@@ -129,10 +183,8 @@ unsafe fn add<B: Bytes, L: Layout, const T: usize, const SUB: usize>(
     unsafe {
         let p = L::P;
         let subs = 32 / p.group as usize;
-        let dots = B::dot::<L, T, SUB>(rows.data.add(g * p.bits as usize * 32), x.q.add(g * 32), x.next[0]);
-        let at = (g * subs + SUB) * 8 * scale_bytes(p);
-        let s = side::<B::Floats, L>(rows.scale.add(at));
-        let m = if p.min { side::<B::Floats, L>(rows.min.add(at)) } else { s };
+        let dots = B::dot::<L, T, SUB>(rows.group::<L>(g), x.q.add(g * 32), x.next[0]);
+        let [s, m] = rows.sides::<B::Floats, L>(g, SUB);
         for (t, (acc, d)) in acc.iter_mut().zip(dots).enumerate() {
             let from = x.at(t);
             let sum = from.sum.add(g * 2);
@@ -157,21 +209,18 @@ pub unsafe fn unpack<B: Bytes, L: Layout>(c: Call) {
         let p = L::P;
         let [blocks, groups] = [c.size(0), c.size(1)];
         // Strides follow the two sizes.
-        let (next, data, side_next) = (c.size(2), c.size(3) * 4, c.size(4) * scale_bytes(p));
+        let next = c.size(2);
         let subs = 32 / p.group as usize;
         for b in 0..blocks {
             let out = c.arg::<f32>(0).add(b * next);
-            let data = c.arg::<u8>(1).add(b * data);
-            let scale = c.arg::<u8>(2).add(b * side_next);
-            let min = c.arg::<u8>(if p.min { 3 } else { 2 }).add(b * side_next);
+            let rows = Rows::of::<L>(c, 2, b);
             for g in 0..groups {
-                ask_group::<L>(g, data, scale, min);
-                let data = data.add(g * p.bits as usize * 32);
+                ask_group::<L>(g, rows);
+                let data = rows.group::<L>(g);
                 let out = out.add(g * 32 * 8);
+                let sides = [rows.sides::<B::Floats, L>(g, 0), rows.sides::<B::Floats, L>(g, subs - 1)];
                 quads!(I, {
-                    let at = (g * subs + I * subs / 8) * 8 * scale_bytes(p);
-                    let s = side::<B::Floats, L>(scale.add(at));
-                    let m = if p.min { side::<B::Floats, L>(min.add(at)) } else { s };
+                    let [s, m] = sides[I * subs / 8];
                     for (j, q) in B::elements::<L, I>(data).into_iter().enumerate() {
                         let v = match p.min {
                             true => s.mul(q).add(m),
@@ -183,10 +232,4 @@ pub unsafe fn unpack<B: Bytes, L: Layout>(c: Call) {
             }
         }
     }
-}
-
-/// Scales or minima of eight rows.
-#[inline(always)]
-pub unsafe fn side<E: Eight, L: Layout>(p: *const u8) -> E {
-    unsafe { if scale_bytes(L::P) == 2 { E::load::<1>(p) } else { E::load::<0>(p) } }
 }

@@ -3,8 +3,9 @@
 use core::arch::x86_64::*;
 
 use super::super::ahead::ask_group;
-use super::super::avx512::{plane, quad};
-use super::super::{Call, Layout, quads, scale_bytes};
+use super::super::avx512::{quad, sides};
+use super::super::packed::Rows;
+use super::super::{Call, Layout, quads};
 
 /// [`MicroOp::UnpackPairs`](marquetry_ir::loops::MicroOp::UnpackPairs) for one layout.
 pub unsafe extern "C" fn unpack_pairs<L: Layout>(args: *const *mut u8, sizes: *const i64) {
@@ -15,23 +16,18 @@ pub unsafe extern "C" fn unpack_pairs<L: Layout>(args: *const *mut u8, sizes: *c
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
 unsafe fn blocks<L: Layout>(c: Call) {
     unsafe {
-        let p = L::P;
         let [blocks, groups] = [c.size(0), c.size(1)];
         // Strides follow the two sizes.
-        let (next, data, side) = (c.size(2) * 2, c.size(3) * 4, c.size(4) * scale_bytes(p));
+        let next = c.size(2) * 2;
         for b in (0..blocks).step_by(2) {
             let pair = b + 1 < blocks;
             // A block without a partner is computed twice.
-            let both = [b, b + usize::from(pair)];
-            let data = both.map(|b| c.arg::<u8>(1).add(b * data).cast_const());
-            let scale = both.map(|b| c.arg::<u8>(2).add(b * side).cast_const());
-            let min = both.map(|b| c.arg::<u8>(if p.min { 3 } else { 2 }).add(b * side).cast_const());
+            let rows = [Rows::of::<L>(c, 2, b), Rows::of::<L>(c, 2, b + usize::from(pair))];
             for g in 0..groups {
-                for i in 0..2 {
-                    ask_group::<L>(g, data[i], scale[i], min[i]);
-                }
+                ask_group::<L>(g, rows[0]);
+                ask_group::<L>(g, rows[1]);
                 let out = c.arg::<u8>(0).add(g * 16 * next + b * 32);
-                group::<L>(data.map(|d| d.add(g * p.bits as usize * 32)), scale, min, g, (out, next), pair);
+                group::<L>(rows, g, (out, next), pair);
             }
         }
     }
@@ -40,14 +36,7 @@ unsafe fn blocks<L: Layout>(c: Call) {
 /// 32 elements of 16 rows, or of 8.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-unsafe fn group<L: Layout>(
-    data: [*const u8; 2],
-    scale: [*const u8; 2],
-    min: [*const u8; 2],
-    g: usize,
-    (out, next): (*mut u8, usize),
-    pair: bool,
-) {
+unsafe fn group<L: Layout>(rows: [Rows; 2], g: usize, (out, next): (*mut u8, usize), pair: bool) {
     unsafe {
         let p = L::P;
         let subs = 32 / p.group as usize;
@@ -61,18 +50,14 @@ unsafe fn group<L: Layout>(
             _mm512_set1_epi32(16 << 16),
         );
         let side = |sub: usize| {
-            let at = (g * subs + sub) * 8 * scale_bytes(p);
-            let s = plane::<L>(scale, at);
-            let m = match p.min {
-                true => plane::<L>(min, at),
-                // Exact: the zero point is a power of two.
-                false => _mm512_mul_ps(s, _mm512_set1_ps(-f32::from(p.zero))),
-            };
-            (s, m)
+            let [s, m] = sides::<L>(rows, g, sub);
+            // Exact: the zero point is a power of two.
+            (s, if p.min { m } else { _mm512_mul_ps(s, _mm512_set1_ps(-f32::from(p.zero))) })
         };
-        let sides = [side(0), side(subs - 1)];
+        let data = [rows[0].group::<L>(g), rows[1].group::<L>(g)];
+        let both = [side(0), side(subs - 1)];
         quads!(I, {
-            let (s, m) = sides[I * subs / 8 % 2];
+            let (s, m) = both[I * subs / 8 % 2];
             let words = quad::<L, I>(data);
             let number = |bytes: __m512i| _mm512_fmadd_ps(s, _mm512_cvtepi32_ps(bytes), m);
             let four = [

@@ -25,6 +25,14 @@ impl Eight for __m256 {
     }
 
     #[inline(always)]
+    unsafe fn bytes<const SIGNED: bool>(p: *const u8) -> __m256 {
+        unsafe {
+            let eight = _mm_loadl_epi64(p.cast());
+            _mm256_cvtepi32_ps(if SIGNED { _mm256_cvtepi8_epi32(eight) } else { _mm256_cvtepu8_epi32(eight) })
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         unsafe { _mm256_storeu_ps(p, self) }
     }

@@ -5,8 +5,8 @@ use core::mem::MaybeUninit;
 
 use super::super::ahead::ask_group;
 use super::super::avx2::dot_narrow;
-use super::super::packed::{Tokens, side};
-use super::super::{Call, Field, Layout, field, quads, scale_bytes};
+use super::super::packed::{Rows, Tokens};
+use super::super::{Call, Field, Layout, field, quads};
 use super::math::join;
 
 /// Tokens that share a pass over the weights.
@@ -20,14 +20,6 @@ const TOTALS: usize = 32 * 256;
 /// Of some tokens and their scales, what a zero point adds to products. It is computed once for all rows: vectors that are one number are
 /// cheapest read from memory.
 type Totals = [MaybeUninit<f32>; TOTALS];
-
-/// Two row blocks of a weight.
-#[derive(Clone, Copy)]
-struct Rows {
-    data: [*const u8; 2],
-    scale: [*const u8; 2],
-    min: [*const u8; 2],
-}
 
 /// [`MicroOp::Dot`](marquetry_ir::loops::MicroOp::Dot) for one layout.
 pub unsafe extern "C" fn dot<L: Layout>(args: *const *mut u8, sizes: *const i64) {
@@ -51,20 +43,8 @@ fn scales<L: Layout>(groups: usize) -> usize {
 unsafe fn tiles<L: Layout>(c: Call) {
     unsafe {
         let [tokens, blocks, groups] = [0, 1, 2].map(|i| c.size(i));
-        let p = L::P;
-        let x = if p.min { 4 } else { 3 };
-        // Strides follow the three sizes.
-        let stride = |arg: usize| c.size(3 + arg);
         let acc: *mut f32 = c.arg(0);
-        let (data, scale): (*const u8, *const u8) = (c.arg(1), c.arg(2));
-        let min: *const u8 = if p.min { c.arg(3) } else { scale };
-        let block = [stride(1) * 4, stride(2) * scale_bytes(p)];
-        let all = Tokens {
-            q: c.arg(x),
-            scale: c.arg(x + 1),
-            sum: c.arg(x + 2),
-            next: [stride(x) * 4, stride(x + 1) * 4, stride(x + 2) * 4],
-        };
+        let all = Tokens::of::<L>(c);
         let mut memory: Totals = [const { MaybeUninit::uninit() }; TOTALS];
         let each = scales::<L>(groups);
         let most = (TOTALS / each.max(1)).min(tokens);
@@ -76,12 +56,7 @@ unsafe fn tiles<L: Layout>(c: Call) {
             }
             for b in (0..blocks).step_by(2) {
                 // A block without a partner is computed twice.
-                let both = [b, (b + 1).min(blocks - 1)];
-                let rows = Rows {
-                    data: both.map(|b| data.add(b * block[0])),
-                    scale: both.map(|b| scale.add(b * block[1])),
-                    min: both.map(|b| min.add(b * block[1])),
-                };
+                let rows = [Rows::of::<L>(c, 3, b), Rows::of::<L>(c, 3, (b + 1).min(blocks - 1))];
                 let mut t = first;
                 while t < end {
                     let (out, from) = (acc.add((t * blocks + b) * 8), all.at(t));
@@ -120,7 +95,7 @@ unsafe fn totals<L: Layout>(to: &mut [MaybeUninit<f32>], x: Tokens) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn tile<L: Layout, const T: usize>(
-    rows: Rows,
+    rows: [Rows; 2],
     (x, totals): (Tokens, *const f32),
     groups: usize,
     out: *mut f32,
@@ -132,8 +107,8 @@ unsafe fn tile<L: Layout, const T: usize>(
         let mut acc = [_mm512_setzero_ps(); T];
         for g in 0..groups {
             if first {
-                ask_group::<L>(g, rows.data[0], rows.scale[0], rows.min[0]);
-                ask_group::<L>(g, rows.data[1], rows.scale[1], rows.min[1]);
+                ask_group::<L>(g, rows[0]);
+                ask_group::<L>(g, rows[1]);
             }
             add::<L, T, 0>(rows, x, (totals, each), g, &mut acc);
             if L::P.group == 16 {
@@ -156,7 +131,7 @@ unsafe fn tile<L: Layout, const T: usize>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn add<L: Layout, const T: usize, const SUB: usize>(
-    rows: Rows,
+    rows: [Rows; 2],
     x: Tokens,
     (totals, each): (*const f32, usize),
     g: usize,
@@ -165,8 +140,7 @@ unsafe fn add<L: Layout, const T: usize, const SUB: usize>(
     unsafe {
         let p = L::P;
         let subs = 32 / p.group as usize;
-        let group = g * p.bits as usize * 32;
-        let data = [rows.data[0].add(group), rows.data[1].add(group)];
+        let data = [rows[0].group::<L>(g), rows[1].group::<L>(g)];
         let mut dot = [_mm512_setzero_si512(); T];
         quads!(I, {
             if I * subs / 8 == SUB {
@@ -177,9 +151,7 @@ unsafe fn add<L: Layout, const T: usize, const SUB: usize>(
                 }
             }
         });
-        let at = (g * subs + SUB) * 8 * scale_bytes(p);
-        let s = plane::<L>(rows.scale, at);
-        let m = if p.min { plane::<L>(rows.min, at) } else { s };
+        let [s, m] = sides::<L>(rows, g, SUB);
         for (t, (acc, dot)) in acc.iter_mut().zip(dot).enumerate() {
             let d = _mm512_cvtepi32_ps(dot);
             let xs = _mm512_set1_ps(*x.at(t).scale.add(g));
@@ -225,9 +197,12 @@ unsafe fn part<L: Layout, const W: u8, const I: usize>([a, b]: [*const u8; 2]) -
     }
 }
 
-/// Scales or minima of 16 rows.
+/// Scales and minima of 16 rows, as [`Rows::sides`] has those of eight.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2,f16c")]
-pub unsafe fn plane<L: Layout>(from: [*const u8; 2], at: usize) -> __m512 {
-    unsafe { join(side::<__m256, L>(from[0].add(at)), side::<__m256, L>(from[1].add(at))) }
+pub unsafe fn sides<L: Layout>([a, b]: [Rows; 2], g: usize, sub: usize) -> [__m512; 2] {
+    unsafe {
+        let ([s, m], [t, n]) = (a.sides::<__m256, L>(g, sub), b.sides::<__m256, L>(g, sub));
+        [join(s, t), join(m, n)]
+    }
 }

@@ -12,7 +12,7 @@ use marquetry_ir::loops::{MicroOp, Routine};
 use super::{for_float, for_gate, for_layout};
 pub use attend::attend;
 use dot::dot;
-pub use dot::{plane, quad};
+pub use dot::{quad, sides};
 use float::fma;
 use gate::gate;
 pub use math::{load16, transpose};

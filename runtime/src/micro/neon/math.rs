@@ -36,6 +36,15 @@ impl Eight for float32x4x2_t {
     }
 
     #[inline(always)]
+    unsafe fn bytes<const SIGNED: bool>(p: *const u8) -> Self {
+        unsafe {
+            let wide = if SIGNED { vmovl_s8(vld1_s8(p.cast())) } else { vreinterpretq_s16_u16(vmovl_u8(vld1_u8(p))) };
+            let (low, high) = (vmovl_s16(vget_low_s16(wide)), vmovl_s16(vget_high_s16(wide)));
+            float32x4x2_t(vcvtq_f32_s32(low), vcvtq_f32_s32(high))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         unsafe {
             vst1q_f32(p, self.0);
