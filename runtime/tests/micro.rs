@@ -173,10 +173,17 @@ fn planes(p: Packed, blocks: usize, groups: usize, noise: &mut Noise) -> Vec<Arg
     all
 }
 
+/// What each half of a group of activations adds up to, by its scale.
+fn sums(q: &BufData, scale: &BufData) -> BufData {
+    let halves = q.bytes.chunks_exact(16).zip(scale.to_f32().into_iter().flat_map(|s| [s; 2]));
+    let total = |(q, scale): (&[u8], f32)| scale * q.iter().map(|&b| f32::from(b as i8)).sum::<f32>();
+    BufData { dtype: DType::F32, bytes: halves.flat_map(|half| total(half).to_le_bytes()).collect() }
+}
+
 /// Tokens, blocks and groups: edges of the tiles, and some between.
 fn sizes() -> Vec<[usize; 3]> {
     let mut noise = Noise(7);
-    let edges = [[1, 1, 1], [1, 2, 3], [1, 4, 18], [2, 1, 2], [3, 3, 1], [8, 2, 2], [31, 4, 2], [32, 5, 3]];
+    let edges = [[1, 1, 1], [1, 2, 3], [1, 4, 18], [2, 1, 2], [3, 3, 1], [8, 2, 2], [31, 4, 2], [32, 5, 3], [9, 2, 70]];
     edges.into_iter().chain((0..8).map(|_| [1 + noise.below(20), 1 + noise.below(6), 1 + noise.below(5)])).collect()
 }
 
@@ -189,9 +196,11 @@ fn quantized_products() {
             let mut args = vec![Arg::new(&[tokens * blocks, 8], acc)];
             args.extend(planes(p, blocks, groups, &mut noise));
             let q = integers(DType::U32, tokens * groups * 8, || noise.word());
+            let scale = floats(DType::F32, tokens * groups, &mut noise, 1.0);
+            let sums = sums(&q, &scale);
             args.push(Arg::new(&[tokens, groups * 8], q));
-            args.push(Arg::new(&[tokens, groups], floats(DType::F32, tokens * groups, &mut noise, 1.0)));
-            args.push(Arg::new(&[tokens, groups * 2], floats(DType::F32, tokens * groups * 2, &mut noise, 30.0)));
+            args.push(Arg::new(&[tokens, groups], scale));
+            args.push(Arg::new(&[tokens, groups * 2], sums));
             let by = noise.below(3);
             let args = args.into_iter().map(|a| a.moved(by)).collect();
             let op = MicroOp::Dot(p);

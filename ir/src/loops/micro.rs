@@ -22,7 +22,7 @@ pub enum MicroOp {
     /// Products of quantized activations and packed rows, exact within a group and scaled in f32; groups are summed in any order.
     ///
     /// `acc f32[tokens * blocks, 8] = x[tokens, 32 * groups] * w[8 * blocks, 32 * groups]`, from the planes of the weight
-    /// (data, scale, minimum and factors if there are any) and of the activations (words, scale, sums).
+    /// (data, scale, minimum and factors if there are any) and of the activations (words, scale, sums, as [`Elem::Act8`] says).
     /// Sizes: tokens, blocks, groups.
     Dot(Packed),
     /// Products of f32 activations and row blocks, each summed along k from the first to the last with fused multiply-adds.

@@ -22,6 +22,7 @@ mod many;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod packed;
+mod panel;
 mod rows;
 
 pub(crate) use ahead::ask;

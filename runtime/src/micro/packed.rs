@@ -1,9 +1,12 @@
 //! Packed rows, eight at a time: their products with quantized activations, and their values.
 
-use marquetry_ir::{DType, FACTOR_SPAN};
+use std::ops::Range;
+
+use marquetry_ir::{DType, FACTOR_SPAN, Packed};
 
 use super::ahead::ask_group;
 use super::eight::Eight;
+use super::panel::{Apart, GROUPS, Panel, worth_a_panel};
 use super::{Call, Layout, quads};
 
 /// Tokens that share a pass over the weights.
@@ -13,13 +16,19 @@ const TILE: usize = 4;
 pub trait Bytes {
     type Floats: Eight;
 
-    /// Sums of products of `T` tokens with those elements of a group of eight rows that have its scale number `SUB`, exact. Tokens
-    /// are `next` bytes apart.
+    /// What [`Bytes::dot`] takes off elements of a layout.
+    fn center(p: Packed) -> u8;
+
+    /// Sums of products of `T` tokens with those elements of a group of eight rows that have its scale number `SUB`, less
+    /// [`Bytes::center`], exact. Tokens are `next` bytes apart.
     unsafe fn dot<L: Layout, const T: usize, const SUB: usize>(
         data: *const u8,
         q: *const u8,
         next: usize,
     ) -> [Self::Floats; T];
+
+    /// Writes elements `4 * I ..` of a group of eight rows as 32 bytes.
+    unsafe fn quad<L: Layout, const I: usize>(data: *const u8, to: *mut u8);
 
     /// Elements `4 * I ..` of a group of eight rows.
     unsafe fn elements<L: Layout, const I: usize>(data: *const u8) -> [Self::Floats; 4];
@@ -52,8 +61,8 @@ impl Rows {
 
     /// The data of group `g`.
     #[inline(always)]
-    pub unsafe fn group<L: Layout>(self, g: usize) -> *const u8 {
-        unsafe { self.data.add(g * L::P.bits as usize * 32) }
+    pub fn group<L: Layout>(self, g: usize) -> *const u8 {
+        self.data.wrapping_add(g * L::P.bits as usize * 32)
     }
 
     /// Scales and minima of those elements of group `g` that have its scale number `sub`; without minima the scales twice.
@@ -63,9 +72,10 @@ impl Rows {
             let p = L::P;
             let at = (g * (32 / p.group as usize) + sub) * 8 * p.scale.size();
             let kinds = 1 + p.min as usize;
-            let factor = self.factor.add(g / (FACTOR_SPAN / 32) * kinds * 16);
-            let s = side::<E, L>(self.scale.add(at), factor);
-            [s, if p.min { side::<E, L>(self.min.add(at), factor.add(16)) } else { s }]
+            // Where there are no factors, it is no address.
+            let factor = self.factor.wrapping_add(g / (FACTOR_SPAN / 32) * kinds * 16);
+            let s = side::<E, L>(self.scale.wrapping_add(at), factor);
+            [s, if p.min { side::<E, L>(self.min.wrapping_add(at), factor.wrapping_add(16)) } else { s }]
         }
     }
 }
@@ -130,34 +140,70 @@ pub unsafe fn dot<B: Bytes, L: Layout>(c: Call) {
         let all = Tokens::of::<L>(c);
         for b in 0..blocks {
             let rows = Rows::of::<L>(c, 3, b);
-            let mut t = 0;
-            while t < tokens {
-                let from = all.at(t);
-                let out = acc.add((t * blocks + b) * 8);
-                t += match tokens - t {
-                    TILE.. => tile::<B, L, TILE>(rows, from, groups, out, blocks * 8, t == 0),
-                    2.. => tile::<B, L, 2>(rows, from, groups, out, blocks * 8, t == 0),
-                    _ => tile::<B, L, 1>(rows, from, groups, out, blocks * 8, t == 0),
-                };
+            let to = Outputs { first: acc.add(b * 8), next: blocks * 8 };
+            if !worth_a_panel(L::P) || tokens <= TILE {
+                tiles::<B, L>(rows, (all, tokens), 0..groups, to, true);
+                continue;
+            }
+            let mut panel = Panel::new();
+            for first in (0..groups).step_by(GROUPS) {
+                let some = first..groups.min(first + GROUPS);
+                let apart = panel.fill::<B, L>(rows, some.clone());
+                tiles::<B, Apart<L>>(apart, (all, tokens), some, to, false);
             }
         }
     }
 }
 
-/// 8 rows by `T` tokens; returns `T`. The first pass over the rows asks for the next ones.
+/// Where sums of eight rows go, those of the first token and how far on the next one's are.
+#[derive(Clone, Copy)]
+struct Outputs {
+    first: *mut f32,
+    next: usize,
+}
+
+/// Some groups of 8 rows by all tokens; adds to the sums if they are not the first ones. The first pass over the rows can ask for the
+/// next ones.
+#[inline(always)]
+unsafe fn tiles<B: Bytes, L: Layout>(
+    rows: Rows,
+    (all, tokens): (Tokens, usize),
+    groups: Range<usize>,
+    to: Outputs,
+    ask: bool,
+) {
+    unsafe {
+        let mut t = 0;
+        while t < tokens {
+            let (x, groups, ask) = (all.at(t), groups.clone(), ask && t == 0);
+            let to = Outputs { first: to.first.add(t * to.next), ..to };
+            t += match tokens - t {
+                TILE.. => tile::<B, L, TILE>(rows, x, groups, to, ask),
+                2.. => tile::<B, L, 2>(rows, x, groups, to, ask),
+                _ => tile::<B, L, 1>(rows, x, groups, to, ask),
+            };
+        }
+    }
+}
+
+/// The same for `T` tokens; returns `T`.
 #[inline(always)]
 unsafe fn tile<B: Bytes, L: Layout, const T: usize>(
     rows: Rows,
     x: Tokens,
-    groups: usize,
-    out: *mut f32,
-    next: usize,
-    first: bool,
+    groups: Range<usize>,
+    to: Outputs,
+    ask: bool,
 ) -> usize {
     unsafe {
         let mut acc = [B::Floats::splat(0.0); T];
-        for g in 0..groups {
-            if first {
+        if groups.start > 0 {
+            for (t, v) in acc.iter_mut().enumerate() {
+                *v = B::Floats::load::<0>(to.first.add(t * to.next).cast());
+            }
+        }
+        for g in groups {
+            if ask {
                 ask_group::<L>(g, rows);
             }
             add::<B, L, T, 0>(rows, x, g, &mut acc);
@@ -166,7 +212,7 @@ unsafe fn tile<B: Bytes, L: Layout, const T: usize>(
             }
         }
         for (t, v) in acc.into_iter().enumerate() {
-            v.store(out.add(t * next));
+            v.store(to.first.add(t * to.next));
         }
         T
     }
@@ -185,16 +231,18 @@ unsafe fn add<B: Bytes, L: Layout, const T: usize, const SUB: usize>(
         let subs = 32 / p.group as usize;
         let dots = B::dot::<L, T, SUB>(rows.group::<L>(g), x.q.add(g * 32), x.next[0]);
         let [s, m] = rows.sides::<B::Floats, L>(g, SUB);
+        let shift = i16::from(B::center(p)) - i16::from(p.zero);
         for (t, (acc, d)) in acc.iter_mut().zip(dots).enumerate() {
             let from = x.at(t);
             let sum = from.sum.add(g * 2);
             let total = if subs == 2 { *sum.add(SUB) } else { *sum + *sum.add(1) };
             let xs = B::Floats::splat(*from.scale.add(g));
-            *acc = match (p.min, p.zero) {
-                (true, _) => s.fma(d.mul(xs), m.fma(B::Floats::splat(total), *acc)),
-                (false, 0) => s.fma(d.mul(xs), *acc),
-                (false, zero) => s.fma(d.fma(xs, B::Floats::splat(total * -f32::from(zero))), *acc),
+            let before = if p.min { m.fma(B::Floats::splat(total), *acc) } else { *acc };
+            let product = match shift {
+                0 => d.mul(xs),
+                _ => d.fma(xs, B::Floats::splat(total * f32::from(shift))),
             };
+            *acc = s.fma(product, before);
         }
     }
 }

@@ -29,6 +29,12 @@ const fn whole(p: Packed) -> usize {
 impl<const VNNI: u8> Bytes for Avx2<VNNI> {
     type Floats = __m256;
 
+    /// With the sign apart, two products of 8 bits fit 16 with one.
+    #[inline(always)]
+    fn center(p: Packed) -> u8 {
+        if VNNI == NONE && whole(p) == 0 { 128 } else { 0 }
+    }
+
     #[inline(always)]
     unsafe fn dot<L: Layout, const T: usize, const SUB: usize>(
         data: *const u8,
@@ -43,7 +49,11 @@ impl<const VNNI: u8> Bytes for Avx2<VNNI> {
             let mut sum = [_mm256_setzero_si256(); T];
             quads!(I, {
                 if I * subs / 8 == SUB {
-                    let bytes = quad::<L, I>(data);
+                    let mut bytes = quad::<L, I>(data);
+                    let signs = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
+                    if Self::center(p) > 0 {
+                        bytes = _mm256_abs_epi8(signs);
+                    }
                     for t in 0..T {
                         let q: *const i32 = q.add(t * next + I * 4).cast();
                         let q = _mm256_set1_epi32(q.read_unaligned());
@@ -52,11 +62,8 @@ impl<const VNNI: u8> Bytes for Avx2<VNNI> {
                         } else if whole(p) > 0 {
                             sum[t] = _mm256_add_epi16(sum[t], _mm256_maddubs_epi16(bytes, q));
                         } else {
-                            let low = _mm256_and_si256(bytes, _mm256_set1_epi8(127));
-                            let high = _mm256_andnot_si256(_mm256_set1_epi8(127), bytes);
-                            let low = _mm256_madd_epi16(_mm256_maddubs_epi16(low, q), one);
-                            let high = _mm256_madd_epi16(_mm256_maddubs_epi16(high, q), one);
-                            dot[t] = _mm256_add_epi32(dot[t], _mm256_add_epi32(low, high));
+                            let pairs = _mm256_maddubs_epi16(bytes, _mm256_sign_epi8(q, signs));
+                            dot[t] = _mm256_add_epi32(dot[t], _mm256_madd_epi16(pairs, one));
                         }
                     }
                     // Quads with this scale so far.
@@ -75,6 +82,11 @@ impl<const VNNI: u8> Bytes for Avx2<VNNI> {
             }
             floats
         }
+    }
+
+    #[inline(always)]
+    unsafe fn quad<L: Layout, const I: usize>(data: *const u8, to: *mut u8) {
+        unsafe { _mm256_storeu_si256(to.cast(), quad::<L, I>(data)) }
     }
 
     #[inline(always)]

@@ -2,6 +2,8 @@
 
 use core::arch::aarch64::*;
 
+use marquetry_ir::Packed;
+
 use super::super::packed::Bytes;
 use super::super::{Field, Layout, field, quads};
 
@@ -14,6 +16,12 @@ type Sums = [int32x4_t; 4];
 impl<const DOTPROD: bool> Bytes for Neon<DOTPROD> {
     type Floats = float32x4x2_t;
 
+    /// Both instructions know signed bytes only.
+    #[inline(always)]
+    fn center(p: Packed) -> u8 {
+        if p.max > 127 { 128 } else { 0 }
+    }
+
     #[inline(always)]
     unsafe fn dot<L: Layout, const T: usize, const SUB: usize>(
         data: *const u8,
@@ -24,15 +32,10 @@ impl<const DOTPROD: bool> Bytes for Neon<DOTPROD> {
             let subs = 32 / L::P.group as usize;
             let mut sums: [Sums; T] = [[vdupq_n_s32(0); 4]; T];
             let mut x = [[vdupq_n_s8(0); 2]; T];
-            // Both instructions know signed bytes only: weights of 8 bits are taken less 128, and that many times the activations added.
-            let mut more = [vdupq_n_s32(0); T];
             for t in 0..T {
                 for (half, x) in x[t].iter_mut().enumerate() {
                     if subs == 1 || half == SUB {
                         *x = vld1q_s8(q.add(t * next + 16 * half).cast());
-                        if L::P.max > 127 {
-                            more[t] = vaddq_s32(more[t], vdupq_n_s32(128 * i32::from(vaddlvq_s8(*x))));
-                        }
                     }
                 }
             }
@@ -73,10 +76,18 @@ impl<const DOTPROD: bool> Bytes for Neon<DOTPROD> {
             for t in 0..T {
                 let [a, b, c, d] = sums[t];
                 let (low, high) = if DOTPROD { (a, b) } else { (vpaddq_s32(a, b), vpaddq_s32(c, d)) };
-                let (low, high) = (vaddq_s32(low, more[t]), vaddq_s32(high, more[t]));
                 floats[t] = float32x4x2_t(vcvtq_f32_s32(low), vcvtq_f32_s32(high));
             }
             floats
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn quad<L: Layout, const I: usize>(data: *const u8, to: *mut u8) {
+        unsafe {
+            let [a, b] = quad::<L, I>(data);
+            vst1q_u8(to, a);
+            vst1q_u8(to.add(16), b);
         }
     }
 
@@ -124,12 +135,12 @@ unsafe fn four<const LANE: i32>(x: int8x16_t) -> int8x16_t {
     unsafe { vreinterpretq_s8_s32(vdupq_laneq_s32::<LANE>(vreinterpretq_s32_s8(x))) }
 }
 
-/// The bytes of [`quad`] as signed ones, less 128 where they do not fit.
+/// The bytes of [`quad`] as signed ones, less [`Bytes::center`].
 #[inline(always)]
 unsafe fn signed<L: Layout, const I: usize>(data: *const u8) -> [int8x16_t; 2] {
     unsafe {
         let [mut a, mut b] = quad::<L, I>(data);
-        if L::P.max > 127 {
+        if Neon::<true>::center(L::P) > 0 {
             (a, b) = (veorq_u8(a, vdupq_n_u8(128)), veorq_u8(b, vdupq_n_u8(128)));
         }
         [vreinterpretq_s8_u8(a), vreinterpretq_s8_u8(b)]
