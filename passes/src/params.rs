@@ -118,6 +118,8 @@ params! {
         "numbers of a tile's queries, at most: they are read again for every few positions";
     attend_spread: Lower, "attention, one token", "iterations", [1, 2, 4, 8, 16, 32], 8, Reassociates,
         "iterations that a step of one token should have, to occupy some threads";
+    merge_numbers: Lower, "attention, one token", "numbers", [1, 2048, 4096, 8192, 16384], 4096, Bitwise,
+        "numbers of all pieces, at most, that each thread puts together for itself, instead of waiting for the others' share";
     attend_block: Lower, "attention without routines", "positions", [8, 16, 32, 64], 16, Reassociates,
         "positions whose scores are formed before the running maximum moves";
     lanes: Schedule, "all generated loops", "lanes", [4, 8], 8, Bitwise,

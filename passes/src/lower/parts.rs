@@ -136,7 +136,9 @@ pub fn merge(cx: &mut Cx<'_>, inst: &Inst, out: &Planes) -> Lowered<()> {
     })?);
     body.push(finished(cx, sum, &token, &head, dim, out)?);
     let extent = dim_expr(&(shape[0].clone() * Dim::from(heads)));
-    cx.k.body = vec![Stmt::For { var, extent, kind: LoopKind::Parallel, body }];
+    let few = shape[0].as_const() == Some(1) && heads * parts * dim <= cx.params.merge_numbers;
+    let kind = if few { LoopKind::Serial } else { LoopKind::Parallel };
+    cx.k.body = vec![Stmt::For { var, extent, kind, body }];
     Ok(())
 }
 
