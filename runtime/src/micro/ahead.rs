@@ -3,9 +3,9 @@
 use marquetry_ir::FACTOR_SPAN;
 
 use super::Layout;
-use super::eight::size;
 use super::packed::Rows;
 use super::rows::{Chunk, Job};
+use super::vector::size;
 
 /// Bytes of data ahead of the ones in use: more than a page, since the processor's own prefetching ends with the page.
 const AHEAD: usize = 6 << 10;

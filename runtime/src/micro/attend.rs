@@ -2,9 +2,10 @@
 
 use super::Call;
 use super::ahead::{Keys, ask_rows};
-use super::eight::{Eight, size};
+use super::eight::Eight;
 use super::many::{DIM, rows};
 use super::rows::{Job, ROWS, State, jobs, plain};
+use super::vector::size;
 
 /// Most rows, where heads are not too large for products of matrices, which are faster with more.
 const FEW: usize = 8;

@@ -2,7 +2,8 @@
 
 use super::Call;
 use super::ahead::ask;
-use super::eight::{Eight, size};
+use super::eight::Eight;
+use super::vector::size;
 
 /// Tokens that share a pass over the weights.
 const TILE: usize = 8;

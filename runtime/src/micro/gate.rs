@@ -1,7 +1,8 @@
 //! Gated products, eight at a time.
 
 use super::Call;
-use super::eight::{Eight, size};
+use super::eight::Eight;
+use super::vector::size;
 
 /// [`MicroOp::Gate`](marquetry_ir::loops::MicroOp::Gate) by gelu or by silu; `D` is 0 for results of f32, 2 for bf16.
 ///

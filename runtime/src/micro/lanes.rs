@@ -1,10 +1,10 @@
 //! Attention with queries as lanes: a query's scores are one lane of vectors that lie below each other, so that softmax needs no sums
 //! across lanes. What multiplies is another's matter.
 //!
-//! As with [`Eight`], such code is inlined into functions that have the instruction set, and has no closures.
+//! As all that is written over [`Lanes`], it is inlined into functions that have the instruction set, and has no closures.
 
-use super::eight::Eight;
 use super::rows::{Job, ROWS};
+use super::vector::Lanes;
 
 /// Positions of a block.
 pub const BLOCK: usize = 64;
@@ -14,138 +14,6 @@ const VECTORS: usize = ROWS / 8;
 const SLACK: f32 = 8.0;
 /// Score of a position that is not seen.
 const UNSEEN: f32 = -1e30;
-
-/// Floats in registers. Everything but their definition needs a CPU that has the instruction set.
-pub trait Lanes: Copy {
-    /// How many there are: 8 or 16.
-    const N: usize;
-    /// One number in all lanes.
-    unsafe fn splat(v: f32) -> Self;
-    /// Those of type `D` at an address that is readable: 0 for f32, 1 for f16, 2 for bf16.
-    unsafe fn load<const D: u8>(p: *const u8) -> Self;
-    unsafe fn store(self, p: *mut f32);
-    unsafe fn add(self, other: Self) -> Self;
-    unsafe fn sub(self, other: Self) -> Self;
-    unsafe fn mul(self, other: Self) -> Self;
-    unsafe fn div(self, other: Self) -> Self;
-    unsafe fn max(self, other: Self) -> Self;
-    /// `self * factor + more`, rounded once.
-    unsafe fn fma(self, factor: Self, more: Self) -> Self;
-    /// `other` in the lanes where `by` has its sign set, these in the others.
-    unsafe fn select(self, other: Self, by: Self) -> Self;
-    /// The largest lane.
-    unsafe fn largest(self) -> f32;
-    /// `2^self` of what is at most 127, next to 0 below -126: within 2 units in the last place, or within 8e-5 of it if `ROUGH`.
-    unsafe fn exp2<const ROUGH: bool>(self) -> Self;
-    unsafe fn tanh(self) -> Self;
-    /// Turns `N` by `N` numbers: `to[i * next + j] = from[j * stride + i]` for `i` below `wanted`. Of `from` there are `given` rows, the last
-    /// of which stands for those that are missing.
-    unsafe fn turn(from: (*const f32, usize), given: usize, to: (*mut f32, usize), wanted: usize);
-}
-
-impl<E: Eight> Lanes for E {
-    const N: usize = 8;
-
-    #[inline(always)]
-    unsafe fn splat(v: f32) -> E {
-        unsafe { E::splat(v) }
-    }
-
-    #[inline(always)]
-    unsafe fn load<const D: u8>(p: *const u8) -> E {
-        unsafe { E::load::<D>(p) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, p: *mut f32) {
-        unsafe { Eight::store(self, p) }
-    }
-
-    #[inline(always)]
-    unsafe fn add(self, other: E) -> E {
-        unsafe { Eight::add(self, other) }
-    }
-
-    #[inline(always)]
-    unsafe fn sub(self, other: E) -> E {
-        unsafe { Eight::sub(self, other) }
-    }
-
-    #[inline(always)]
-    unsafe fn mul(self, other: E) -> E {
-        unsafe { Eight::mul(self, other) }
-    }
-
-    #[inline(always)]
-    unsafe fn div(self, other: E) -> E {
-        unsafe { Eight::div(self, other) }
-    }
-
-    #[inline(always)]
-    unsafe fn max(self, other: E) -> E {
-        unsafe { Eight::max(self, other) }
-    }
-
-    #[inline(always)]
-    unsafe fn fma(self, factor: E, more: E) -> E {
-        unsafe { Eight::fma(self, factor, more) }
-    }
-
-    #[inline(always)]
-    unsafe fn select(self, other: E, by: E) -> E {
-        unsafe { Eight::select(self, other, by) }
-    }
-
-    #[inline(always)]
-    unsafe fn largest(self) -> f32 {
-        unsafe { Eight::largest(self) }
-    }
-
-    #[inline(always)]
-    unsafe fn exp2<const ROUGH: bool>(self) -> E {
-        unsafe {
-            let x = self.max(E::splat(-126.0));
-            let n = x.round();
-            polynomial::<E, ROUGH>(x.sub(n)).mul(n.power())
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn tanh(self) -> E {
-        unsafe { Eight::tanh(self) }
-    }
-
-    #[inline(always)]
-    unsafe fn turn(from: (*const f32, usize), given: usize, to: (*mut f32, usize), wanted: usize) {
-        unsafe {
-            let mut rows = [E::splat(0.0); 8];
-            for (j, row) in rows.iter_mut().enumerate() {
-                *row = E::load::<0>(from.0.add(j.min(given - 1) * from.1).cast());
-            }
-            for (i, column) in E::transpose(rows).into_iter().enumerate().take(wanted) {
-                column.store(to.0.add(i * to.1));
-            }
-        }
-    }
-}
-
-/// `2^x` for `x` in -1/2..1/2, by polynomials of degrees 3 and 6 with the least relative error there.
-#[inline(always)]
-pub unsafe fn polynomial<L: Lanes, const ROUGH: bool>(x: L) -> L {
-    let c: &[f32] = match ROUGH {
-        true => &[0.055_171_67, 0.242_611_13, 0.693_260_97, 0.999_928_06],
-        false => {
-            &[1.534_581_2e-4, 1.339_993_1e-3, 9.618_489e-3, 0.055_503_29, 0.240_226_47, std::f32::consts::LN_2, 1.0]
-        }
-    };
-    unsafe {
-        let mut p = L::splat(c[0]);
-        for c in &c[1..] {
-            p = p.fma(x, L::splat(*c));
-        }
-        p
-    }
-}
 
 /// What is known of each row, as lanes. Lanes without a row repeat the last one.
 pub struct State<L> {

@@ -9,9 +9,9 @@
 use core::mem::MaybeUninit;
 
 use super::ahead::ask_rows;
-use super::eight::size;
-use super::lanes::{BLOCK, Block, Lanes, State, Weights, finish, positions, softmax};
+use super::lanes::{BLOCK, Block, State, Weights, finish, positions, softmax};
 use super::rows::{Job, ROWS};
+use super::vector::{Lanes, size};
 
 /// Largest head that there is room for.
 pub const DIM: usize = 256;

@@ -24,6 +24,7 @@ mod neon;
 mod packed;
 mod panel;
 mod rows;
+mod vector;
 
 pub(crate) use ahead::ask;
 #[cfg(target_arch = "x86_64")]

@@ -7,6 +7,7 @@ use marquetry_ir::{DType, FACTOR_SPAN, Packed};
 use super::ahead::ask_group;
 use super::eight::Eight;
 use super::panel::{Apart, GROUPS, Panel, worth_a_panel};
+use super::vector::Lanes;
 use super::{Call, Layout, quads};
 
 /// Tokens that share a pass over the weights.

@@ -7,8 +7,8 @@ use std::ops::Range;
 use marquetry_ir::{DType, Packed};
 
 use super::ahead::ask_group;
-use super::eight::Eight;
 use super::packed::{Bytes, Rows};
+use super::vector::Lanes;
 use super::{Layout, quads};
 
 /// Groups of a panel: with the activations beside it it stays in the first cache.

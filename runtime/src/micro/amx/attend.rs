@@ -5,10 +5,10 @@ use core::mem::MaybeUninit;
 
 use super::super::Call;
 use super::super::ahead::ask_rows;
-use super::super::avx512::{attend as attend_rows, load16, transpose};
-use super::super::eight::size;
+use super::super::avx512::{attend as attend_rows, transpose};
 use super::super::lanes::{BLOCK, Block, State, Weights, finish, positions, softmax};
 use super::super::rows::{Job, ROWS, jobs};
+use super::super::vector::{Lanes, size};
 use super::pairs::{Place, Product};
 use super::tile::Tiles;
 
@@ -142,7 +142,7 @@ unsafe fn block<const D: u8>(
         for (i, slot) in slots[..all].iter().enumerate() {
             for d in (0..job.dim).step_by(32) {
                 let from = job.keys.add((slot + d) * size::<D>());
-                let both = following(load16::<D>(from), load16::<D>(from.add(16 * size::<D>())));
+                let both = following(__m512::load::<D>(from), __m512::load::<D>(from.add(16 * size::<D>())));
                 _mm512_store_si512(keys.add(i * job.dim + d).cast(), both);
             }
         }
@@ -189,7 +189,7 @@ unsafe fn transposed<const D: u8>(job: Job, slots: &[usize], to: *mut u16) {
             for d in (0..job.dim).step_by(16) {
                 let mut pairs = [_mm512_setzero_ps(); 16];
                 for (i, pair) in pairs.iter_mut().enumerate() {
-                    let value = |j: usize| load16::<D>(job.values.add((slots[j] + d) * size::<D>()));
+                    let value = |j: usize| __m512::load::<D>(job.values.add((slots[j] + d) * size::<D>()));
                     *pair = _mm512_castsi512_ps(interleaved(value(2 * i), value(2 * i + 1)));
                 }
                 for (i, row) in transpose(&pairs).into_iter().enumerate() {

@@ -2,9 +2,13 @@
 
 use core::arch::x86_64::*;
 
-use super::super::eight::Eight;
+use super::super::eight::{Eight, turn};
+use super::super::vector::Lanes;
 
-impl Eight for __m256 {
+impl Lanes for __m256 {
+    const N: usize = 8;
+    const LEAST: f32 = -87.0;
+
     #[inline(always)]
     unsafe fn splat(v: f32) -> __m256 {
         unsafe { _mm256_set1_ps(v) }
@@ -21,14 +25,6 @@ impl Eight for __m256 {
                     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
                 }
             }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn bytes<const SIGNED: bool>(p: *const u8) -> __m256 {
-        unsafe {
-            let eight = _mm_loadl_epi64(p.cast());
-            _mm256_cvtepi32_ps(if SIGNED { _mm256_cvtepi8_epi32(eight) } else { _mm256_cvtepu8_epi32(eight) })
         }
     }
 
@@ -73,10 +69,10 @@ impl Eight for __m256 {
     }
 
     #[inline(always)]
-    unsafe fn power(self) -> __m256 {
+    unsafe fn scale(self, powers: __m256) -> __m256 {
         unsafe {
-            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(self), _mm256_set1_epi32(127));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(powers), _mm256_set1_epi32(127));
+            _mm256_mul_ps(self, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
         }
     }
 
@@ -96,6 +92,30 @@ impl Eight for __m256 {
     }
 
     #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        unsafe {
+            let v = _mm_max_ps(_mm256_castps256_ps128(self), _mm256_extractf128_ps::<1>(self));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn turn(from: (*const f32, usize), given: usize, to: (*mut f32, usize), wanted: usize) {
+        unsafe { turn::<__m256>(from, given, to, wanted) }
+    }
+}
+
+impl Eight for __m256 {
+    #[inline(always)]
+    unsafe fn bytes<const SIGNED: bool>(p: *const u8) -> __m256 {
+        unsafe {
+            let eight = _mm_loadl_epi64(p.cast());
+            _mm256_cvtepi32_ps(if SIGNED { _mm256_cvtepi8_epi32(eight) } else { _mm256_cvtepu8_epi32(eight) })
+        }
+    }
+
+    #[inline(always)]
     unsafe fn only(self, first: i32, last: i32, other: f32) -> __m256 {
         unsafe {
             let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -112,15 +132,6 @@ impl Eight for __m256 {
             let v = _mm_add_ps(_mm256_castps256_ps128(self), _mm256_extractf128_ps::<1>(self));
             let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
             _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn largest(self) -> f32 {
-        unsafe {
-            let v = _mm_max_ps(_mm256_castps256_ps128(self), _mm256_extractf128_ps::<1>(self));
-            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
-            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
         }
     }
 

@@ -5,10 +5,10 @@ use core::mem::MaybeUninit;
 
 use super::super::Call;
 use super::super::ahead::{ask_row, ask_rows};
-use super::super::eight::size;
 use super::super::many::{DIM, rows};
 use super::super::rows::{Chunk, Job, State, jobs, plain};
-use super::math::{exp, load16, sums_by_quarter, sums_of_quarters, tanh};
+use super::super::vector::{Lanes, size};
+use super::math::{sums_by_quarter, sums_of_quarters};
 
 /// Positions of a chunk, lanes of a vector.
 const CHUNK: usize = 16;
@@ -156,7 +156,7 @@ unsafe fn by_rows<const D: u8, const T: usize>(
             for d in (0..job.dim).step_by(16) {
                 let mut k = [_mm512_setzero_ps(); 4];
                 for (k, key) in k.iter_mut().zip(key) {
-                    *k = load16::<D>(key.add(d * size::<D>()));
+                    *k = __m512::load::<D>(key.add(d * size::<D>()));
                 }
                 for (t, acc) in acc.iter_mut().enumerate() {
                     let q = _mm512_loadu_ps(queries.add(t * job.next[0] + d));
@@ -192,7 +192,7 @@ unsafe fn softmax(job: Job, r: usize, chunks: &[Chunk], scores: *mut __m512, sta
             let mut s = _mm512_mul_ps(*scores.add(i), _mm512_set1_ps(job.scale));
             if job.cap != 0.0 {
                 let cap = _mm512_set1_ps(job.cap);
-                s = _mm512_mul_ps(tanh(_mm512_div_ps(s, cap)), cap);
+                s = _mm512_mul_ps(_mm512_div_ps(s, cap).tanh(), cap);
             }
             s = _mm512_mask_mov_ps(none, seen, s);
             *scores.add(i) = s;
@@ -214,7 +214,7 @@ unsafe fn softmax(job: Job, r: usize, chunks: &[Chunk], scores: *mut __m512, sta
         for i in 0..chunks.len() {
             let s = *scores.add(i);
             let seen = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(s, none);
-            let weight = _mm512_maskz_mov_ps(seen, exp(_mm512_sub_ps(s, max)));
+            let weight = _mm512_maskz_mov_ps(seen, _mm512_sub_ps(s, max).exp());
             *scores.add(i) = weight;
             total = _mm512_add_ps(total, weight);
         }
@@ -277,7 +277,7 @@ unsafe fn weigh<const D: u8, const T: usize>(
                 if n == 4 {
                     let mut v = [_mm512_setzero_ps(); 4];
                     for (i, v) in v.iter_mut().enumerate() {
-                        *v = load16::<D>(from.add(16 * i * size::<D>()));
+                        *v = __m512::load::<D>(from.add(16 * i * size::<D>()));
                     }
                     for (t, acc) in acc.iter_mut().enumerate() {
                         let w = _mm512_set1_ps(*weights.add(t * next + j));
@@ -286,7 +286,7 @@ unsafe fn weigh<const D: u8, const T: usize>(
                         }
                     }
                 } else {
-                    let v = load16::<D>(from);
+                    let v = __m512::load::<D>(from);
                     for (t, acc) in acc.iter_mut().enumerate() {
                         acc[0] = _mm512_fmadd_ps(_mm512_set1_ps(*weights.add(t * next + j)), v, acc[0]);
                     }

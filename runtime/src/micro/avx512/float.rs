@@ -4,7 +4,7 @@ use core::arch::x86_64::*;
 
 use super::super::Call;
 use super::super::ahead::ask;
-use super::super::eight::{Eight, size};
+use super::super::vector::{Lanes, size};
 use super::math::join;
 
 /// Tokens that share a pass over the weights.

@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::super::Call;
-use super::math::{exp, tanh};
+use super::super::vector::Lanes;
 
 /// [`MicroOp::Gate`](marquetry_ir::loops::MicroOp::Gate) by gelu or by silu; `D` is 0 for results of f32, 2 for bf16.
 pub unsafe extern "C" fn gate<const GELU: bool, const D: u8>(args: *const *mut u8, sizes: *const i64) {
@@ -46,7 +46,8 @@ unsafe fn rows<const GELU: bool, const D: u8>(c: Call) {
 #[target_feature(enable = "avx512f,avx512dq")]
 fn silu(x: __m512) -> __m512 {
     // Of e^-|x|, which is no larger than 1.
-    let e = exp(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
+    // SAFETY: the CPU has the vectors.
+    let e = unsafe { _mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)).exp() };
     let one = _mm512_set1_ps(1.0);
     let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_setzero_ps());
     let over = _mm512_mask_mov_ps(one, negative, e);
@@ -63,7 +64,8 @@ fn gelu(x: __m512) -> __m512 {
     let cube = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
     let inner = _mm512_mul_ps(_mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715), x), _mm512_set1_ps(0.797_884_6));
     let half = _mm512_mul_ps(x, _mm512_set1_ps(0.5));
-    _mm512_fmadd_ps(half, tanh(inner), half)
+    // SAFETY: the CPU has the vectors.
+    _mm512_fmadd_ps(half, unsafe { inner.tanh() }, half)
 }
 
 /// Bits of the nearest bf16 numbers, in the lower halves of lanes; NaN stays NaN.

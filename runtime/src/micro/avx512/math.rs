@@ -1,53 +1,8 @@
-//! Loads and functions of vectors.
+//! Sixteen floats in a register.
 
 use core::arch::x86_64::*;
 
-use super::super::lanes::{Lanes, polynomial};
-
-/// `e^x` for `x <= 0`, within about 2 units in the last place; 0 below the smallest normal number.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub fn exp(x: __m512) -> __m512 {
-    let x = _mm512_max_ps(x, _mm512_set1_ps(-104.0));
-    let n = _mm512_roundscale_ps::<8>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
-    // ln 2 in two parts keeps the remainder exact.
-    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693_359_4), x);
-    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.121_944_4e-4), r);
-    let mut p = _mm512_set1_ps(1.0 / 5040.0);
-    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-    }
-    _mm512_scalef_ps(p, n)
-}
-
-/// `tanh x`, within a few units in the last place of 1.
-#[inline]
-#[target_feature(enable = "avx512f,avx512dq")]
-pub fn tanh(x: __m512) -> __m512 {
-    let sign = _mm512_and_ps(x, _mm512_set1_ps(-0.0));
-    let e = exp(_mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(-2.0)));
-    let one = _mm512_set1_ps(1.0);
-    _mm512_or_ps(_mm512_div_ps(_mm512_sub_ps(one, e), _mm512_add_ps(one, e)), sign)
-}
-
-/// Sixteen floats of type `D`.
-///
-/// # Safety
-/// They are readable at `p`.
-#[inline]
-#[target_feature(enable = "avx512f,avx2,f16c")]
-pub unsafe fn load16<const D: u8>(p: *const u8) -> __m512 {
-    unsafe {
-        match D {
-            0 => _mm512_loadu_ps(p.cast()),
-            1 => _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())),
-            _ => {
-                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-            }
-        }
-    }
-}
+use super::super::vector::{Lanes, polynomial};
 
 /// Two halves as one vector.
 #[inline]
@@ -113,9 +68,9 @@ pub fn transpose(v: &[__m512; 16]) -> [__m512; 16] {
     out
 }
 
-/// Sixteen floats.
 impl Lanes for __m512 {
     const N: usize = 16;
+    const LEAST: f32 = -104.0;
 
     #[inline(always)]
     unsafe fn splat(v: f32) -> __m512 {
@@ -124,7 +79,16 @@ impl Lanes for __m512 {
 
     #[inline(always)]
     unsafe fn load<const D: u8>(p: *const u8) -> __m512 {
-        unsafe { load16::<D>(p) }
+        unsafe {
+            match D {
+                0 => _mm512_loadu_ps(p.cast()),
+                1 => _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())),
+                _ => {
+                    let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+                }
+            }
+        }
     }
 
     #[inline(always)]
@@ -163,6 +127,26 @@ impl Lanes for __m512 {
     }
 
     #[inline(always)]
+    unsafe fn round(self) -> __m512 {
+        unsafe { _mm512_roundscale_ps::<8>(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(self, powers: __m512) -> __m512 {
+        unsafe { _mm512_scalef_ps(self, powers) }
+    }
+
+    #[inline(always)]
+    unsafe fn abs(self) -> __m512 {
+        unsafe { _mm512_abs_ps(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn signed(self, signs: __m512) -> __m512 {
+        unsafe { _mm512_or_ps(self, _mm512_and_ps(signs, _mm512_set1_ps(-0.0))) }
+    }
+
+    #[inline(always)]
     unsafe fn select(self, other: __m512, by: __m512) -> __m512 {
         unsafe { _mm512_mask_mov_ps(self, _mm512_movepi32_mask(_mm512_castps_si512(by)), other) }
     }
@@ -170,19 +154,6 @@ impl Lanes for __m512 {
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
         unsafe { _mm512_reduce_max_ps(self) }
-    }
-
-    #[inline(always)]
-    unsafe fn exp2<const ROUGH: bool>(self) -> __m512 {
-        unsafe {
-            let n = _mm512_roundscale_ps::<8>(self);
-            _mm512_scalef_ps(polynomial::<__m512, ROUGH>(_mm512_sub_ps(self, n)), n)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn tanh(self) -> __m512 {
-        unsafe { tanh(self) }
     }
 
     #[inline(always)]
@@ -195,6 +166,15 @@ impl Lanes for __m512 {
             for (i, column) in transpose(&rows).into_iter().enumerate().take(wanted) {
                 _mm512_storeu_ps(to.0.add(i * to.1), column);
             }
+        }
+    }
+
+    /// Without a bound, as `scale` has all powers.
+    #[inline(always)]
+    unsafe fn exp2<const ROUGH: bool>(self) -> __m512 {
+        unsafe {
+            let n = self.round();
+            polynomial::<__m512, ROUGH>(self.sub(n)).scale(n)
         }
     }
 }

@@ -15,7 +15,7 @@ use dot::dot;
 pub use dot::{quad, sides};
 use float::fma;
 use gate::gate;
-pub use math::{load16, transpose};
+pub use math::transpose;
 use quantize::quantize;
 
 /// The routine for a micro-kernel.

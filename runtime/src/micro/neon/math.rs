@@ -2,7 +2,8 @@
 
 use core::arch::aarch64::*;
 
-use super::super::eight::Eight;
+use super::super::eight::{Eight, turn};
+use super::super::vector::Lanes;
 
 /// Applies an instruction to both halves.
 macro_rules! both {
@@ -11,7 +12,10 @@ macro_rules! both {
     };
 }
 
-impl Eight for float32x4x2_t {
+impl Lanes for float32x4x2_t {
+    const N: usize = 8;
+    const LEAST: f32 = -87.0;
+
     #[inline(always)]
     unsafe fn splat(v: f32) -> Self {
         unsafe { float32x4x2_t(vdupq_n_f32(v), vdupq_n_f32(v)) }
@@ -32,15 +36,6 @@ impl Eight for float32x4x2_t {
                 let words = (vshll_n_u16::<16>(low), vshll_n_u16::<16>(high));
                 float32x4x2_t(vreinterpretq_f32_u32(words.0), vreinterpretq_f32_u32(words.1))
             }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn bytes<const SIGNED: bool>(p: *const u8) -> Self {
-        unsafe {
-            let wide = if SIGNED { vmovl_s8(vld1_s8(p.cast())) } else { vreinterpretq_s16_u16(vmovl_u8(vld1_u8(p))) };
-            let (low, high) = (vmovl_s16(vget_low_s16(wide)), vmovl_s16(vget_high_s16(wide)));
-            float32x4x2_t(vcvtq_f32_s32(low), vcvtq_f32_s32(high))
         }
     }
 
@@ -88,10 +83,11 @@ impl Eight for float32x4x2_t {
     }
 
     #[inline(always)]
-    unsafe fn power(self) -> Self {
+    unsafe fn scale(self, powers: Self) -> Self {
         unsafe {
             let exponent = |v| vshlq_n_s32::<23>(vaddq_s32(vcvtnq_s32_f32(v), vdupq_n_s32(127)));
-            float32x4x2_t(vreinterpretq_f32_s32(exponent(self.0)), vreinterpretq_f32_s32(exponent(self.1)))
+            let by = (vreinterpretq_f32_s32(exponent(powers.0)), vreinterpretq_f32_s32(exponent(powers.1)));
+            both!(vmulq_f32(self, by))
         }
     }
 
@@ -117,6 +113,27 @@ impl Eight for float32x4x2_t {
     }
 
     #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        unsafe { vmaxnmvq_f32(vmaxnmq_f32(self.0, self.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn turn(from: (*const f32, usize), given: usize, to: (*mut f32, usize), wanted: usize) {
+        unsafe { turn::<Self>(from, given, to, wanted) }
+    }
+}
+
+impl Eight for float32x4x2_t {
+    #[inline(always)]
+    unsafe fn bytes<const SIGNED: bool>(p: *const u8) -> Self {
+        unsafe {
+            let wide = if SIGNED { vmovl_s8(vld1_s8(p.cast())) } else { vreinterpretq_s16_u16(vmovl_u8(vld1_u8(p))) };
+            let (low, high) = (vmovl_s16(vget_low_s16(wide)), vmovl_s16(vget_high_s16(wide)));
+            float32x4x2_t(vcvtq_f32_s32(low), vcvtq_f32_s32(high))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn only(self, first: i32, last: i32, other: f32) -> Self {
         unsafe {
             let (first, last, other) = (vdupq_n_s32(first), vdupq_n_s32(last), vdupq_n_f32(other));
@@ -130,11 +147,6 @@ impl Eight for float32x4x2_t {
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
         unsafe { vaddvq_f32(vaddq_f32(self.0, self.1)) }
-    }
-
-    #[inline(always)]
-    unsafe fn largest(self) -> f32 {
-        unsafe { vmaxnmvq_f32(vmaxnmq_f32(self.0, self.1)) }
     }
 
     #[inline(always)]
