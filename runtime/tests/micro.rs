@@ -183,7 +183,7 @@ fn sums(q: &BufData, scale: &BufData) -> BufData {
 /// Tokens, blocks and groups: edges of the tiles, and some between.
 fn sizes() -> Vec<[usize; 3]> {
     let mut noise = Noise(7);
-    let edges = [[1, 1, 1], [1, 2, 3], [1, 4, 18], [2, 1, 2], [3, 3, 1], [8, 2, 2], [31, 4, 2], [32, 5, 3], [9, 2, 70]];
+    let edges = [[1, 1, 1], [1, 2, 3], [1, 4, 18], [2, 1, 2], [3, 3, 1], [8, 2, 2], [31, 4, 2], [32, 5, 3]];
     edges.into_iter().chain((0..8).map(|_| [1 + noise.below(20), 1 + noise.below(6), 1 + noise.below(5)])).collect()
 }
 
@@ -191,7 +191,8 @@ fn sizes() -> Vec<[usize; 3]> {
 fn quantized_products() {
     let mut noise = Noise(1);
     for p in GgufType::ALL.map(Packed::for_gguf) {
-        for [tokens, blocks, groups] in sizes() {
+        // Rows of more than a panel.
+        for [tokens, blocks, groups] in sizes().into_iter().chain([[9, 2, 70]]) {
             let acc = floats(DType::F32, tokens * blocks * 8, &mut noise, 1.0);
             let mut args = vec![Arg::new(&[tokens * blocks, 8], acc)];
             args.extend(planes(p, blocks, groups, &mut noise));
