@@ -16,6 +16,10 @@ use super::vector::{Lanes, size};
 /// Largest head that there is room for.
 pub const DIM: usize = 256;
 
+/// Positions for which vectors of values have room, one more than there are: the vectors of one position would all compete for the same
+/// few lines of the first cache.
+const APART: usize = BLOCK + 1;
+
 /// Memory of a job, all of f32. What is multiplied lies as it is read: one number at a time of the left side, vectors of the right.
 #[repr(C, align(64))]
 struct Scratch {
@@ -23,8 +27,8 @@ struct Scratch {
     queries: [MaybeUninit<f32>; DIM * ROWS],
     /// `[BLOCK, dim]`
     keys: [MaybeUninit<f32>; BLOCK * DIM],
-    /// `[dim / N, BLOCK, N]`
-    values: [MaybeUninit<f32>; DIM * BLOCK],
+    /// `[dim / N, APART, N]`
+    values: [MaybeUninit<f32>; DIM * APART],
     /// `[BLOCK, lanes]`, then weights.
     scores: [MaybeUninit<f32>; BLOCK * ROWS],
     /// `[dim, lanes]`
@@ -90,7 +94,7 @@ unsafe fn block<L: Lanes, const D: u8, const T: usize>(
                 for d in (0..job.dim).step_by(L::N) {
                     let at = (slot + d) * size::<D>();
                     L::load::<D>(job.keys.add(at)).store(keys.add(j * job.dim + d));
-                    L::load::<D>(job.values.add(at)).store(values.add(d * BLOCK + j * L::N));
+                    L::load::<D>(job.values.add(at)).store(values.add(d * APART + j * L::N));
                 }
             }
             i = next;
@@ -101,7 +105,7 @@ unsafe fn block<L: Lanes, const D: u8, const T: usize>(
         }
         softmax(job, Block { at, count, all, scores, lanes, sums }, &Plain { to: scores, lanes }, state);
         for d in (0..job.dim).step_by(T) {
-            let from = values.add(d / L::N * L::N * BLOCK + d % L::N);
+            let from = values.add(d / L::N * L::N * APART + d % L::N);
             let left = Left { from, row: 1, inner: L::N, count };
             tiles::<L, T, true>(left, scores, sums.add(d * lanes), lanes);
         }

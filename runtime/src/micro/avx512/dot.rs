@@ -146,8 +146,7 @@ unsafe fn add<L: Layout, const T: usize, const SUB: usize>(
             if I * subs / 8 == SUB {
                 let w = quad::<L, I>(data);
                 for (t, dot) in dot.iter_mut().enumerate() {
-                    let q: *const i32 = x.q.add(t * x.next[0] + g * 32 + I * 4).cast();
-                    *dot = _mm512_dpbusd_epi32(*dot, w, _mm512_set1_epi32(q.read_unaligned()));
+                    *dot = dot4::<I>(*dot, w, x.q.add(t * x.next[0] + g * 32));
                 }
             }
         });
@@ -170,6 +169,25 @@ unsafe fn add<L: Layout, const T: usize, const SUB: usize>(
             };
         }
     }
+}
+
+/// Adds to each lane the sum of its four bytes by elements `4 * I ..` of a group of activations. Products stay in the order in which they
+/// are written: a compiler leaves those of one token for the end of the group, where each waits for the one before.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn dot4<const I: usize>(mut sum: __m512i, w: __m512i, group: *const u8) -> __m512i {
+    // SAFETY: the caller's processor has the instruction, and its group 32 bytes.
+    unsafe {
+        std::arch::asm!(
+            "vpdpbusd {sum}, {w}, dword ptr [{group} + {at}]{{1to16}}",
+            sum = inout(zmm_reg) sum,
+            w = in(zmm_reg) w,
+            group = in(reg) group,
+            at = const 4 * I,
+            options(readonly, nostack, preserves_flags)
+        );
+    }
+    sum
 }
 
 /// The bytes of elements `4 * I ..` of a group of 16 rows.
