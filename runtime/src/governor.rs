@@ -10,6 +10,9 @@ use std::time::Duration;
 const WINDOW: (u32, f64) = (4, 0.04);
 /// Steps are disturbed if their mean is above the fastest one of a window by this factor.
 const DISTURBED: f64 = 1.2;
+/// Steps are long from so many seconds on: their launches are long as well, so that threads which have a core do what is left of a
+/// disturbed one's share instead of waiting for it. That they differ says nothing: pieces of a prompt cost the more the later they come.
+const LONG: f64 = 0.05;
 /// Weight of the last window in the mean.
 const RECENT: f64 = 0.25;
 /// Windows between trials of another number: at first, and at most.
@@ -94,6 +97,10 @@ impl Governor {
         }
         let (now, fastest) = (self.sum / f64::from(self.steps), self.fastest);
         (self.steps, self.sum, self.fastest) = (0, 0.0, f64::MAX);
+        if fastest > LONG {
+            *self = Governor { work: self.work, ..Governor::new(self.most) };
+            return;
+        }
         match (self.trial.take(), self.mean) {
             (Some(before), Some(mean)) => self.judge(before, mean, now),
             (_, mean) => {
@@ -190,6 +197,15 @@ mod tests {
         }
         g.prepare(4, 0);
         assert_eq!(g.active(), 4);
+    }
+
+    #[test]
+    fn long_steps_get_all_threads() {
+        // Four pieces of a prompt, each with more before it.
+        assert!(shares(2, 400, |n, i| (100.0 + 60.0 * (i % 4) as f64) * 2.0 / n as f64)[2] > 0.999);
+        // Also after short ones that were disturbed.
+        let busy = |n: usize, i: usize| if n == 2 && i.is_multiple_of(2) { 20.0 } else { 8.0 / n as f64 };
+        assert!(shares(2, 2000, |n, i| if i < 900 { busy(n, i) } else { 200.0 / n as f64 })[2] > 0.99);
     }
 
     #[test]
