@@ -72,6 +72,19 @@ fn generation_ends_for_the_right_reason() {
 }
 
 #[test]
+fn a_cache_that_grows_keeps_what_it_has() {
+    let token = |i: u32| (i * 7 + 3) % 50;
+    // Room for all of it from the start, and for more and more as the sequence gets longer.
+    let [mut roomy, mut growing] = [(); 2].map(|()| engine(Backend::Cranelift, 2));
+    roomy.prefill(&vec![0; 250], Rows::Last).unwrap();
+    assert_eq!(roomy.reuse(&[1]).unwrap(), 0);
+    for i in 0..250 {
+        let want = roomy.decode(token(i)).unwrap().to_vec();
+        assert_eq!(want, growing.decode(token(i)).unwrap(), "position {i}");
+    }
+}
+
+#[test]
 fn a_full_context_is_an_answer_not_an_error() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracles/llama/base");
     let model = LoadedModel::open(path.to_str().unwrap(), &LoadOptions::default(), &mut |_| {}).unwrap();

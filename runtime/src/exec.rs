@@ -11,10 +11,11 @@ use marquetry_ir::program::KernelFn;
 
 use crate::extent::eval_extent;
 use crate::governor::Governor;
-use crate::memory::{ALIGN, Arena, States, eval_bytes};
+use crate::memory::{ALIGN, Arena, eval_bytes};
 use crate::micro::ask_range;
 use crate::module::{Function, KERNEL_ALIGN, Port};
 use crate::pool::{Pool, Worker};
+use crate::states::States;
 use crate::timeline::{Stamps, Timeline};
 use crate::{RuntimeError, module::Call};
 

@@ -16,11 +16,13 @@ pub mod packs;
 pub mod pool;
 pub mod probe;
 pub mod sampler;
+mod states;
 mod timeline;
 
 pub use error::RuntimeError;
 pub use extent::{check_extent, eval_extent};
-pub use memory::{ALIGN, AlignedBytes, Arena, MappedSlice, States, WeightData};
+pub use memory::{ALIGN, AlignedBytes, Arena, MappedSlice, WeightData};
 pub use module::{Code, Function, KERNEL_ALIGN};
 pub use pool::{Pool, Worker};
+pub use states::States;
 pub use timeline::{Span, Timeline};

@@ -1,12 +1,10 @@
-//! Memory that kernels read and write: aligned allocations, mapped weights, persistent states and the arena.
+//! Memory that kernels read and write: aligned allocations, mapped weights and the arena.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use marquetry_ir::program::State;
 use marquetry_ir::{DType, Dim, Sym};
 use memmap2::{Mmap, MmapMut};
 
@@ -18,6 +16,8 @@ pub const ALIGN: usize = 64;
 /// Allocations of this many bytes and more are maps of their own: their pages take memory once they are written, and go back to the
 /// system with them.
 const MAPPED: usize = 1 << 20;
+/// A huge page.
+const HUGE: usize = 2 << 20;
 
 /// Zeroed bytes, aligned to [`ALIGN`].
 pub struct AlignedBytes {
@@ -55,11 +55,18 @@ impl AlignedBytes {
     /// As [`AlignedBytes::new`], for bytes that are all going to be written and then read often: in huge pages where the system has
     /// them for who asks.
     pub fn dense(len: usize, what: &str) -> Result<AlignedBytes, RuntimeError> {
-        let bytes = AlignedBytes::new(len, what)?;
-        #[cfg(target_os = "linux")]
+        let room = if len < MAPPED { 0 } else { HUGE };
+        let mut bytes = AlignedBytes::new(len.saturating_add(room), what)?;
         if let Some(map) = &bytes.map {
+            let skip = bytes.ptr.as_ptr().align_offset(HUGE).min(room);
+            // SAFETY: `len` bytes follow, as the map has `room` more.
+            bytes.ptr = unsafe { bytes.ptr.add(skip) };
+            bytes.len = len;
             // Small pages hold the same.
+            #[cfg(target_os = "linux")]
             let _ = map.advise(memmap2::Advice::HugePage);
+            #[cfg(not(target_os = "linux"))]
+            let _ = map;
         }
         Ok(bytes)
     }
@@ -220,102 +227,4 @@ pub(crate) fn eval_dim(d: &Dim, sizes: &[i64]) -> Option<u64> {
 pub(crate) fn eval_bytes(dtype: DType, shape: &[Dim], sizes: &[i64]) -> Option<u64> {
     let n = shape.iter().try_fold(1u64, |p, d| p.checked_mul(eval_dim(d, sizes)?))?;
     n.checked_mul(dtype.size() as u64).filter(|&b| i64::try_from(b).is_ok())
-}
-
-struct StateSlot {
-    name: String,
-    dtype: DType,
-    shape: Vec<u64>,
-    data: AlignedBytes,
-}
-
-/// Storage of a program's persistent tensors, e.g. the keys and values of a cache. Serves every function that declares the
-/// same list of states, such as the prefill and the decode variant of one model.
-pub struct States {
-    id: u64,
-    slots: Vec<StateSlot>,
-}
-
-impl States {
-    /// Zeroed storage for `states` at these sizes (the values of the program's symbols, in declaration order).
-    pub fn new(states: &[State], sizes: &[i64]) -> Result<States, RuntimeError> {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        let mut slots = Vec::with_capacity(states.len());
-        for s in states {
-            let bad =
-                || RuntimeError::Bounds { what: format!("state `{}` has no valid shape at sizes {sizes:?}", s.name) };
-            let shape: Option<Vec<u64>> = s.shape.iter().map(|d| eval_dim(d, sizes)).collect();
-            let shape = shape.ok_or_else(bad)?;
-            let bytes = eval_bytes(s.dtype, &s.shape, sizes).and_then(|b| usize::try_from(b).ok()).ok_or_else(bad)?;
-            let data = AlignedBytes::new(bytes, &format!("state `{}`", s.name))?;
-            slots.push(StateSlot { name: s.name.clone(), dtype: s.dtype, shape, data });
-        }
-        Ok(States { id: NEXT.fetch_add(1, Ordering::Relaxed), slots })
-    }
-
-    /// Sets every state to zero.
-    pub fn reset(&mut self) {
-        self.slots.iter_mut().for_each(|s| s.data.fill(0));
-    }
-
-    /// Number of states.
-    pub fn len(&self) -> usize {
-        self.slots.len()
-    }
-
-    /// Are there no states?
-    pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
-    }
-
-    /// Bytes of all states together.
-    pub fn bytes(&self) -> u64 {
-        self.slots.iter().map(|s| s.data.len() as u64).sum()
-    }
-
-    /// Name, element type, shape and contents (row major) of every state.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, DType, &[u64], &[u8])> {
-        self.slots.iter().map(|s| (s.name.as_str(), s.dtype, s.shape.as_slice(), &*s.data))
-    }
-
-    /// Contents of the state of that name.
-    pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.slots.iter().find(|s| s.name == name).map(|s| &*s.data)
-    }
-
-    /// Contents of the state of that name, to overwrite.
-    pub fn get_mut(&mut self, name: &str) -> Option<&mut [u8]> {
-        self.slots.iter_mut().find(|s| s.name == name).map(|s| &mut *s.data)
-    }
-
-    pub(crate) fn id(&self) -> u64 {
-        self.id
-    }
-
-    pub(crate) fn base(&self, i: usize) -> *mut u8 {
-        self.slots[i].data.base()
-    }
-
-    /// Checks that these are the states of a program at these sizes.
-    pub(crate) fn check(&self, states: &[State], sizes: &[i64]) -> Result<(), RuntimeError> {
-        if states.len() != self.slots.len() {
-            let what = format!("{} states given, the program has {}", self.slots.len(), states.len());
-            return Err(RuntimeError::Binding { what });
-        }
-        for (want, have) in states.iter().zip(&self.slots) {
-            let same = want.name == have.name
-                && want.dtype == have.dtype
-                && want.shape.len() == have.shape.len()
-                && want.shape.iter().zip(&have.shape).all(|(d, &n)| eval_dim(d, sizes) == Some(n));
-            if !same {
-                let shape: Vec<_> = want.shape.iter().map(|d| eval_dim(d, sizes)).collect();
-                let what = format!(
-                    "state `{}` is {}{:?}, the program has `{}` {}{shape:?}",
-                    have.name, have.dtype, have.shape, want.name, want.dtype
-                );
-                return Err(RuntimeError::Binding { what });
-            }
-        }
-        Ok(())
-    }
 }

@@ -24,6 +24,9 @@ use crate::Error;
 use crate::model::{LoadedModel, PAGE};
 use crate::tune::store;
 
+/// Pages that states have room for at least, where the context has as many.
+const FIRST_PAGES: usize = 4;
+
 /// Compiled functions and their memory.
 pub(super) struct Jit {
     model: Arc<LoadedModel>,
@@ -31,6 +34,7 @@ pub(super) struct Jit {
     backend: codegen::Backend,
     options: EngineOptions,
     numerics: Numerics,
+    /// Pages that the states have room for.
     pages: usize,
     /// By bucket.
     functions: [Option<Function>; 3],
@@ -62,7 +66,7 @@ impl Jit {
             model,
             options: options.clone(),
             numerics,
-            pages: options.context.div_ceil(PAGE),
+            pages: 0,
             functions: [const { None }; 3],
             weights: PackedWeights::new(options.cache.clone()),
             states: None,
@@ -201,6 +205,15 @@ pub(crate) fn generate(
     Ok(unsafe { Code::new(kernels, Box::new(module)) })
 }
 
+/// Pages that states get room for when a step needs so many, and they have room for `now`: half as many more, so that they grow
+/// rarely, up to those of the context. In huge pages they take the memory of all of these.
+fn room(needed: usize, now: usize, context: usize) -> usize {
+    if needed <= now && now > 0 {
+        return now;
+    }
+    (needed + needed / 2).max(FIRST_PAGES).min(context.div_ceil(PAGE).max(1))
+}
+
 /// The values of a function's symbols.
 fn sizes(f: &Function, args: &StepArgs<'_>, pages: usize) -> Result<Few<i64>, Error> {
     let value = |name: &str| {
@@ -258,11 +271,18 @@ impl Machine for Jit {
         let bucket = Bucket::of(args.tokens.len(), self.has_matrix());
         self.prepare(bucket, stats)?;
         let Some(f) = &self.functions[bucket as usize] else { return Ok(None) };
-        let sizes = sizes(f, args, self.pages)?;
+        let grown = room(args.pages(), self.pages, self.options.context);
+        let sizes = sizes(f, args, grown)?;
         let states = match &mut self.states {
-            Some(s) => s,
+            Some(s) => {
+                if grown > self.pages {
+                    s.resize(f.states(), &sizes)?;
+                }
+                s
+            }
             none => none.insert(States::new(f.states(), &sizes)?),
         };
+        self.pages = grown;
         let given = f.inputs().filter_map(|(name, ..)| Some((name, bytemuck::cast_slice(args.input(name)?))));
         let inputs: Few<(&str, &[u8])> = given.collect();
         if !args.timed {

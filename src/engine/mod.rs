@@ -42,7 +42,7 @@ type Few<T> = smallvec::SmallVec<[T; 12]>;
 const MAX_LOGITS: usize = 128 << 20;
 /// Threads used by default, at most.
 const MAX_THREADS: usize = 16;
-/// Positions by default, at most. Cache pages take memory only once they are used.
+/// Positions by default, at most. The cache grows with what is used.
 const DEFAULT_CONTEXT: usize = 32_768;
 
 /// What runs the model.
@@ -179,6 +179,11 @@ impl StepArgs<'_> {
             _ => return None,
         };
         i64::try_from(v).ok()
+    }
+
+    /// Pages of the cache that the step may touch are numbered below this.
+    fn pages(&self) -> usize {
+        self.kv.pages.iter().max().map_or(0, |&p| p as usize + 1)
     }
 
     /// Names of all inputs.
