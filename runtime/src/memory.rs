@@ -62,9 +62,9 @@ impl AlignedBytes {
             // SAFETY: `len` bytes follow, as the map has `room` more.
             bytes.ptr = unsafe { bytes.ptr.add(skip) };
             bytes.len = len;
-            // Small pages hold the same.
+            // Small pages hold the same, also what is less than a huge page at the end.
             #[cfg(target_os = "linux")]
-            let _ = map.advise(memmap2::Advice::HugePage);
+            let _ = map.advise_range(memmap2::Advice::HugePage, skip, len);
             #[cfg(not(target_os = "linux"))]
             let _ = map;
         }
