@@ -142,7 +142,7 @@ pub unsafe fn dot<B: Bytes, L: Layout>(c: Call) {
         for b in 0..blocks {
             let rows = Rows::of::<L>(c, 3, b);
             let to = Outputs { first: acc.add(b * 8), next: blocks * 8 };
-            if !worth_a_panel(L::P) || tokens <= TILE {
+            if !worth_a_panel(L::P) || tokens <= TILE || groups == 0 {
                 tiles::<B, L>(rows, (all, tokens), 0..groups, to, true);
                 continue;
             }
