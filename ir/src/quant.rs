@@ -78,12 +78,6 @@ pub struct Sides {
     pub min: [u8; 16],
 }
 
-impl Default for Sides {
-    fn default() -> Sides {
-        Sides { factor: [f16::ZERO; 2], scale: [1; 16], min: [1; 16] }
-    }
-}
-
 impl Sides {
     /// The scale of a group.
     pub fn scale(&self, g: usize) -> f32 {
@@ -97,7 +91,7 @@ impl Sides {
 
     /// One number for all groups.
     fn whole(scale: f16, min: f16) -> Sides {
-        Sides { factor: [scale, min], ..Sides::default() }
+        Sides { factor: [scale, min], scale: [1; 16], min: [1; 16] }
     }
 
     /// The eight 6-bit scales and minima of a K block, and its two factors.

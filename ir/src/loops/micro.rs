@@ -239,6 +239,14 @@ pub fn side(side: Expr, factor: Option<Expr>) -> Expr {
     }
 }
 
+/// The number that the integer `q` stands for beside the scale of its group and the minimum, if there is one.
+pub fn number(p: Packed, q: Expr, (scale, min): (Expr, Option<Expr>)) -> Expr {
+    match min {
+        Some(min) => scale * q.cast(DType::F32) + min,
+        None => scale * (q - i64::from(p.zero)).cast(DType::F32),
+    }
+}
+
 /// One group's part of a product of quantized numbers, added to `old`: `scale * (dot * x - zero * Σx)`, or
 /// `scale * dot * x + min * Σx`. `dot` is the exact sum as f32, `x` the scale of the activations, `total` their scaled sum.
 pub fn scaled(p: Packed, (scale, min): (Expr, Option<Expr>), dot: Expr, x: Expr, total: Expr, old: Expr) -> Expr {
@@ -466,11 +474,8 @@ impl Micro {
                         let word = |i| self.load(k, 1, &[b.clone(), g.clone(), Expr::idx(i), r.clone()]);
                         let q = element(p, j, word);
                         let group = i64::from(p.group);
-                        let (s, min) = self.sides(k, p, [&b, &(g.clone() * (32 / group) + j / group), &r]);
-                        let value = match min {
-                            Some(min) => s * q.cast(DType::F32) + min,
-                            None => s * (q - i64::from(p.zero)).cast(DType::F32),
-                        };
+                        let sides = self.sides(k, p, [&b, &(g.clone() * (32 / group) + j / group), &r]);
+                        let value = number(p, q, sides);
                         vec![self.store(&[b.clone(), g.clone() * 32 + j, r], value)]
                     }));
                 }

@@ -293,11 +293,7 @@ impl Job {
                     body.push(cx.each("r", &8.into(), LoopKind::Serial, |cx, r| {
                         let at = |i| vec![block.clone(), g.clone(), Expr::idx(i), r.clone()];
                         let q = micro::element(p, j, |i| cx.k.load(w.data, at(i)));
-                        let (s, min) = w.sides(&cx.k, &block, groups(p, &g, sub), &r);
-                        let value = match min {
-                            Some(m) => s * q.cast(DType::F32) + m,
-                            None => s * (q - i64::from(p.zero)).cast(DType::F32),
-                        };
+                        let value = micro::number(p, q, w.sides(&cx.k, &block, groups(p, &g, sub), &r));
                         let value = if self.rounded { value.cast(DType::BF16).cast(DType::F32) } else { value };
                         let sums = xs.iter().enumerate();
                         Ok(sums

@@ -316,11 +316,7 @@ impl<'a> Cx<'a> {
         });
         let q = parts.reduce(|a, b| a | b).ok_or("elements without bits")?;
         let groups = [i64::from(p.group), FACTOR_SPAN as i64].map(|by| self.ranges.div_rem(col, by).0);
-        let (s, min) = blocks.sides(&self.k, &block, groups, &lane);
-        match min {
-            Some(m) => Ok(s * q.cast(DType::F32) + m),
-            None => Ok(s * (q - i64::from(p.zero)).cast(DType::F32)),
-        }
+        Ok(micro::number(p, q, blocks.sides(&self.k, &block, groups, &lane)))
     }
 
     fn accumulator(&mut self, tile: &Tile, idx: &[Expr]) -> Lowered<Expr> {

@@ -59,6 +59,11 @@ fn graph(ir: Ir, cx: &Cx<'_>, f: impl FnOnce(&Module) -> Result<Module, TypeErro
     f(&m).map(Ir::Graph).map_err(|error| PassError::Type { pass, error })
 }
 
+/// A pass that does nothing unless it is asked for.
+fn if_asked(ir: Ir, cx: &Cx<'_>, asked: bool, f: fn(&Module) -> Result<Module, TypeError>) -> Result<Ir, PassError> {
+    graph(ir, cx, |m| if asked { f(m) } else { Ok(m.clone()) })
+}
+
 fn program(ir: Ir, cx: &Cx<'_>, f: impl FnOnce(&mut Program)) -> Result<Ir, PassError> {
     let Ir::Program(mut p) = ir else {
         return Err(PassError::Level { pass: cx.step.pass.name, wants: "a program" });
@@ -135,10 +140,7 @@ pub static PASSES: &[Pass] = &[
         after: "if so, what only rows that are asked for are made of is computed for them only",
         numbers: Exact::Reassociates,
         options: &[option("rows", OptionKind::Flag, "false", "whether it is asked for or not")],
-        run: |ir, cx| {
-            let wanted = cx.options.trim || cx.step.flag("rows");
-            graph(ir, cx, |m| if wanted { trim::rows(m) } else { Ok(m.clone()) })
-        },
+        run: |ir, cx| if_asked(ir, cx, cx.options.trim || cx.step.flag("rows"), trim::rows),
     },
     Pass {
         name: "refine",
@@ -147,10 +149,7 @@ pub static PASSES: &[Pass] = &[
         after: "if so, such products have twice as many rows, which are added",
         numbers: Exact::Reassociates,
         options: &[option("results", OptionKind::Flag, "false", "whether it is asked for or not")],
-        run: |ir, cx| {
-            let wanted = cx.options.refine || cx.step.flag("results");
-            graph(ir, cx, |m| if wanted { refine::results(m) } else { Ok(m.clone()) })
-        },
+        run: |ir, cx| if_asked(ir, cx, cx.options.refine || cx.step.flag("results"), refine::results),
     },
     Pass {
         name: "canon",

@@ -55,19 +55,21 @@ pub fn ask_group<L: Layout>(g: usize, rows: Rows) {
     let p = L::P;
     let bytes = p.bits as usize * 32;
     ask(rows.data.wrapping_add(g * bytes), bytes);
-    let plane = |from: *const u8, i: usize, each: usize, groups: usize| {
-        let at = (i * each + AHEAD * each / (bytes * groups)).wrapping_sub(AHEAD);
-        ask(from.wrapping_add(at), each);
-    };
     let side = 256 / p.group as usize * p.scale.size();
-    plane(rows.scale, g, side, 1);
+    ask_plane(rows.scale, g, side, bytes);
     if p.min {
-        plane(rows.min, g, side, 1);
+        ask_plane(rows.min, g, side, bytes);
     }
     let span = FACTOR_SPAN / 32;
     if p.has_factors() && g.is_multiple_of(span) {
-        plane(rows.factor, g / span, (1 + p.min as usize) * 16, span);
+        ask_plane(rows.factor, g / span, (1 + p.min as usize) * 16, span * bytes);
     }
+}
+
+/// Of a plane that has `each` bytes for so many bytes of data, those number `i` if data were read that are [`AHEAD`] of them.
+#[inline(always)]
+fn ask_plane(from: *const u8, i: usize, each: usize, data: usize) {
+    ask(from.wrapping_add((i * each + AHEAD * each / data).wrapping_sub(AHEAD)), each);
 }
 
 /// Asks for what one head has of a position. What it has of others lies apart, so that nothing but these requests brings it.

@@ -72,7 +72,7 @@ impl Panel {
             data: data.cast_const().wrapping_sub(first * 256),
             scale: scale.cast_const().cast::<u8>().wrapping_sub(sides),
             min: min.cast_const().cast::<u8>().wrapping_sub(sides),
-            factor: data,
+            factor: std::ptr::null(),
         }
     }
 }
